@@ -1,0 +1,162 @@
+"""Plan: who does what (`plan.json`).
+
+A Plan is a list of pipelines; a pipeline is an ordered list of stages. Pipelines may be unlike:
+other chips, other depth, other layers, another micro-batch size and count. The gradient of a
+parameter is summed over every stage that holds it, each weighted by the tokens it saw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from pluribus.core.errors import PlanError
+from pluribus.core.io import digest, read_json, write_json
+from pluribus.core.schema import from_table, to_table
+from pluribus.spec.prediction import Prediction
+
+PLAN_VERSION = 1
+
+Recompute = Literal["none", "full"]
+ScheduleName = Literal["1f1b", "gpipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A contiguous run of layers on like chips.
+
+    Attributes:
+        chips: addresses ``site/pool/node/chip``; ``data_parallel × tp × cp`` of them.
+        layers: half-open range [first, end) into `Model.layers` (embedding and head included).
+        tensor_parallel: chips that share each matrix.
+        context_parallel: chips that share each sequence.
+        expert_parallel: chips over which experts are dealt (inside data_parallel × tp).
+        recompute: "full" keeps only each layer's input and runs forward again in backward.
+        zero: ZeRO stage over the stage's data-parallel replicas (0–3).
+    """
+
+    chips: tuple[str, ...]
+    layers: tuple[int, int]
+    tensor_parallel: int = 1
+    context_parallel: int = 1
+    expert_parallel: int = 1
+    recompute: Recompute = "none"
+    zero: int = 0
+
+    @property
+    def num_layers(self) -> int:
+        return self.layers[1] - self.layers[0]
+
+    @property
+    def data_parallel(self) -> int:
+        """Replicas inside the stage, among which micro-batches are dealt."""
+        return len(self.chips) // (self.tensor_parallel * self.context_parallel)
+
+    @property
+    def pool(self) -> str:
+        """Address ``site/pool`` of the stage's chips."""
+        return self.chips[0].rsplit("/", 2)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """An ordered list of stages that together hold every layer once.
+
+    Attributes:
+        micro_batch_size: sequences per micro-batch.
+        micro_batches: micro-batches per optimiser step.
+    """
+
+    stages: tuple[Stage, ...]
+    micro_batch_size: int
+    micro_batches: int
+    schedule: ScheduleName = "1f1b"
+
+    @property
+    def sequences(self) -> int:
+        """Sequences per optimiser step."""
+        return self.micro_batch_size * self.micro_batches
+
+    @property
+    def num_chips(self) -> int:
+        return sum(len(stage.chips) for stage in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Versioned and self-contained: it carries its Job and Cluster, and names them by digest.
+
+    Attributes:
+        job: the job as a table (`Job.from_table`); paths relative to `directory`.
+        cluster: the cluster as a table (`Cluster.from_table`).
+        model_config: the model's config.json.
+        directory: folder the job's paths are relative to.
+        prediction: what `predict` said of it.
+        explanation: one line per thing the planner wants the user to know.
+    """
+
+    pipelines: tuple[Pipeline, ...]
+    job: dict[str, Any]
+    job_digest: str
+    cluster: dict[str, Any]
+    cluster_digest: str
+    model_config: dict[str, Any]
+    directory: str = "."
+    prediction: Prediction | None = None
+    explanation: tuple[str, ...] = ()
+    version: int = field(default=PLAN_VERSION)
+
+    def __post_init__(self) -> None:
+        if self.version != PLAN_VERSION:
+            raise PlanError(
+                f"plan version {self.version} is not {PLAN_VERSION}",
+                do="Plan again with this version of Pluribus: pluribus plan job.toml.",
+            )
+        if not self.pipelines:
+            raise PlanError("the plan has no pipeline", do="Plan again: pluribus plan job.toml.")
+
+    @property
+    def stages(self) -> Iterator[tuple[int, int, Stage]]:
+        """(pipeline index, stage index, stage), in order."""
+        for p, pipeline in enumerate(self.pipelines):
+            for s, stage in enumerate(pipeline.stages):
+                yield p, s, stage
+
+    @property
+    def chips(self) -> tuple[str, ...]:
+        """Every chip the plan uses; the position of a chip is its rank."""
+        return tuple(chip for _, _, stage in self.stages for chip in stage.chips)
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences per optimiser step."""
+        return sum(pipeline.sequences for pipeline in self.pipelines)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(to_table(replace(self, prediction=None, explanation=())))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, to_table(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Reads a plan.json.
+
+        Raises:
+            ConfigError, PlanError: not a plan of this version, or edited so that its job or
+                cluster no longer is the one it was made for.
+        """
+        plan = from_table(cls, read_json(path), file=str(path))
+        for name in ("job", "cluster"):
+            if digest(getattr(plan, name)) != getattr(plan, f"{name}_digest"):
+                raise PlanError(
+                    f"the plan's {name} was changed after planning (digest differs from "
+                    f"'{getattr(plan, f'{name}_digest')}')",
+                    where=f"{path} [{name}]",
+                    do=f"Change the {name} file and plan again: pluribus plan job.toml.",
+                )
+        return plan

@@ -1,0 +1,95 @@
+"""Prediction: what a Plan will take, in seconds, bytes and money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Seconds with the range the truth is expected in."""
+
+    mid: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """Where the bottleneck chip's step goes, in seconds; the parts sum to the step time.
+
+    Attributes:
+        compute: forward and backward.
+        pipeline_communication: sending and receiving that nothing hides.
+        bubble: waiting for a neighbour stage.
+        gradient_sync: summing gradients over replicas, where nothing hides it.
+        optimizer: the update.
+    """
+
+    compute: float
+    pipeline_communication: float
+    bubble: float
+    gradient_sync: float
+    optimizer: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipMemory:
+    """Bytes on each chip of one stage at the fullest moment."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    buffers: float
+    capacity: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.capacity
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePrediction:
+    """One stage of one pipeline.
+
+    Attributes:
+        forward, backward: seconds of one micro-batch.
+        busy: the share of the step in which the stage computes.
+    """
+
+    forward: float
+    backward: float
+    busy: float
+    memory: ChipMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a Plan will take.
+
+    Attributes:
+        step_seconds: one optimiser step.
+        breakdown: of the bottleneck chip.
+        stages: per pipeline, per stage.
+        tokens_per_s: of the whole plan.
+        mfu: model FLOPs (causal attention halved, no recompute) ÷ peak FLOPs of the chips used.
+        aggregation: throughput ÷ the sum of what each pool would deliver alone; 1 means that
+            mixing loses nothing (HetHub, arXiv 2405.16256, reports 0.976). None when no pool can
+            hold the model alone.
+        alone_tokens_per_s: per pool address, what it delivers alone (0: does not fit).
+        money_per_step: of every chip of the plan for one step, in the cluster's currency.
+    """
+
+    step_seconds: Interval
+    breakdown: Breakdown
+    stages: tuple[tuple[StagePrediction, ...], ...]
+    tokens_per_s: float
+    mfu: float | None
+    aggregation: float | None
+    alone_tokens_per_s: dict[str, float]
+    money_per_step: float

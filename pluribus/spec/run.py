@@ -1,0 +1,81 @@
+"""A run's record: what `train` writes, line by line, and `report` draws (`events.jsonl`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pluribus.core.errors import ConfigError
+from pluribus.core.io import read_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """One optimiser step, as rank 0 saw it.
+
+    Attributes:
+        loss: mean cross entropy per token of the global batch, in nats.
+        seconds: wall time of the step.
+        tokens: tokens in the global batch.
+        gradient_norm: before clipping.
+    """
+
+    step: int
+    loss: float
+    seconds: float
+    tokens: int
+    gradient_norm: float
+    learning_rate: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionTime:
+    """One action of one rank in one step; start and end in seconds since the step began."""
+
+    rank: int
+    action: str
+    micro_batch: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimeline:
+    """Every rank's measured actions of one step."""
+
+    step: int
+    actions: tuple[ActionTime, ...]
+
+
+def parse_events(lines: Iterable[str], file: str) -> list[dict[str, Any]]:
+    """Events from JSON lines; a torn last line (the run was killed) is dropped.
+
+    Raises:
+        ConfigError: a line other than the last is not JSON.
+    """
+    lines = list(lines)
+    events = []
+    for number, line in enumerate(lines, 1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise ConfigError(
+                "not valid JSON", where=f"{file} line {number}", do="Remove the line."
+            ) from None
+    return events
+
+
+def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The events of a run folder's `events.jsonl`."""
+    path = Path(path)
+    return parse_events(read_text(path).splitlines(), str(path))
