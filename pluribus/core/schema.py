@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pluribus.core.errors import ConfigError, nearest
+from pluribus.core.errors import ConfigError, PluribusError, nearest
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], *, file: str, at: str = "
             )
     try:
         return cls(**values)
-    except ConfigError as error:
+    except PluribusError as error:
         if not error.where:
             error.where = _where(file, at)
         raise
@@ -101,7 +101,8 @@ def _value(hint: Any, value: Any, file: str, at: str) -> Any:
             options = [str(option) for option in args]
             raise ConfigError(
                 f"'{value}' is not a value of '{at}'", where=_where(file, at),
-                do=f"{nearest(str(value), options).capitalize()} Write one of: {', '.join(options)}.",
+                do=f"{nearest(str(value), options).capitalize()} "
+                f"Write one of: {', '.join(options)}.",
             )  # fmt: skip
         return value
     if origin is tuple:

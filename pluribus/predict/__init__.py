@@ -1,0 +1,6 @@
+"""Floor 2: seconds, bytes and money of a Plan, before anything runs. Pure: no torch, no clock.
+
+`schedule` makes the action list of a plan, `timeline` times any action list, `compute`,
+`memory` and `collectives` give the durations and sizes, `predict` puts them together.
+The runtime executes the same action list, and the report draws it.
+"""
