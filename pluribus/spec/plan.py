@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pluribus.core.errors import PlanError
 from pluribus.core.io import digest, read_json, write_json
 from pluribus.core.schema import from_table, to_table
-from pluribus.spec.prediction import Prediction
+from pluribus.spec.prediction import Alternative, Prediction
 
 PLAN_VERSION = 1
 
@@ -95,6 +95,7 @@ class Plan:
         model_config: the model's config.json.
         directory: folder the job's paths are relative to.
         prediction: what `predict` said of it.
+        alternatives: the plans that were weighed, best first.
         explanation: one line per thing the planner wants the user to know.
     """
 
@@ -106,6 +107,7 @@ class Plan:
     model_config: dict[str, Any]
     directory: str = "."
     prediction: Prediction | None = None
+    alternatives: tuple[Alternative, ...] = ()
     explanation: tuple[str, ...] = ()
     version: int = field(default=PLAN_VERSION)
 
@@ -137,7 +139,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        return digest(to_table(replace(self, prediction=None, explanation=())))
+        return digest(to_table(replace(self, prediction=None, alternatives=(), explanation=())))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         write_json(path, to_table(self))

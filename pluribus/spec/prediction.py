@@ -93,3 +93,26 @@ class Prediction:
     aggregation: float | None
     alone_tokens_per_s: dict[str, float]
     money_per_step: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One row of the planner's table: a plan it weighed, and what it would take.
+
+    Attributes:
+        name: how the chips are used, e.g. "2 unlike pipelines, 13 + 3 micro-batches".
+        step_seconds: predicted.
+        memory_share: of the fullest chip, used ÷ capacity.
+        aggregation: see `Prediction.aggregation`.
+        money_per_step: see `Prediction.money_per_step`.
+        chosen: the planner's answer.
+        note: why it loses.
+    """
+
+    name: str
+    step_seconds: float
+    memory_share: float
+    aggregation: float | None
+    money_per_step: float
+    chosen: bool = False
+    note: str = ""

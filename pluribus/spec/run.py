@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pluribus.core.errors import ConfigError
 from pluribus.core.io import read_text
@@ -53,6 +53,57 @@ class StepTimeline:
 
     step: int
     actions: tuple[ActionTime, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One way to use the chips, run for a few steps.
+
+    Attributes:
+        name: e.g. "even split" or the chip's address.
+        role: a chip (or pool) alone, the even split, or the plan.
+        predicted_seconds, measured_seconds: of one optimiser step; measured is a median.
+        spread: relative half-width of the middle half of the measured steps.
+    """
+
+    name: str
+    role: Literal["alone", "even", "plan"]
+    predicted_seconds: float
+    measured_seconds: float
+    spread: float
+    tokens: int
+    steps: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.measured_seconds
+
+    @property
+    def prediction_error(self) -> float:
+        """Signed, relative to measured: 0.05 means predicted 5 % too slow."""
+        return self.predicted_seconds / self.measured_seconds - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Measurements of one run side by side (`comparison.json`)."""
+
+    rows: tuple[Measurement, ...]
+
+    def row(self, role: str) -> Measurement | None:
+        return next((row for row in self.rows if row.role == role), None)
+
+    @property
+    def aggregation(self) -> float | None:
+        """Throughput of the plan ÷ the sum of what each chip delivers alone, all measured."""
+        plan = self.row("plan")
+        alone = sum(row.tokens_per_s for row in self.rows if row.role == "alone")
+        return plan.tokens_per_s / alone if plan and alone else None
+
+    @property
+    def speedup_over_even(self) -> float | None:
+        plan, even = self.row("plan"), self.row("even")
+        return plan.tokens_per_s / even.tokens_per_s if plan and even else None
 
 
 def parse_events(lines: Iterable[str], file: str) -> list[dict[str, Any]]:
