@@ -83,3 +83,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"did you mean '{close[0]}'?"
     shown = ", ".join(words[:12])
     return f"known: {shown}" + (f", … ({len(words)} in all)" if len(words) > 12 else "")
+
+
+def sentence(hint: str) -> str:
+    """A hint with a capital and a full stop, its other letters as they are."""
+    return hint[0].upper() + hint[1:] + ("" if hint.endswith("?") else ".")

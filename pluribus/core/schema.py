@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pluribus.core.errors import ConfigError, PluribusError, nearest
+from pluribus.core.errors import ConfigError, PluribusError, nearest, sentence
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], *, file: str, at: str = "
         if key not in fields:
             raise ConfigError(
                 f"unknown key '{key}' (value {_shown(table[key])})", where=_where(file, at),
-                do=f"{nearest(key, fields).capitalize()} Remove or rename the key.",
+                do=f"{sentence(nearest(key, fields))} Remove or rename the key.",
             )  # fmt: skip
     values = {}
     for name, field in fields.items():
@@ -101,7 +101,7 @@ def _value(hint: Any, value: Any, file: str, at: str) -> Any:
             options = [str(option) for option in args]
             raise ConfigError(
                 f"'{value}' is not a value of '{at}'", where=_where(file, at),
-                do=f"{nearest(str(value), options).capitalize()} "
+                do=f"{sentence(nearest(str(value), options))} "
                 f"Write one of: {', '.join(options)}.",
             )  # fmt: skip
         return value

@@ -149,16 +149,6 @@ class Plan:
         """Reads a plan.json.
 
         Raises:
-            ConfigError, PlanError: not a plan of this version, or edited so that its job or
-                cluster no longer is the one it was made for.
+            ConfigError, PlanError: not a plan of this version.
         """
-        plan = from_table(cls, read_json(path), file=str(path))
-        for name in ("job", "cluster"):
-            if digest(getattr(plan, name)) != getattr(plan, f"{name}_digest"):
-                raise PlanError(
-                    f"the plan's {name} was changed after planning (digest differs from "
-                    f"'{getattr(plan, f'{name}_digest')}')",
-                    where=f"{path} [{name}]",
-                    do=f"Change the {name} file and plan again: pluribus plan job.toml.",
-                )
-        return plan
+        return from_table(cls, read_json(path), file=str(path))

@@ -1,0 +1,344 @@
+"""Weighs teams of pools against each other and scores the best by `predict`.
+
+A plan is a partition of (some of) the pools into teams. Each team's chips form pipelines of
+their own; the teams share the global batch. Two unlike chips thus give both answers: one
+pipeline with unequal layers (one team), or two pipelines with unequal micro-batch counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pluribus.core.errors import PlanError
+from pluribus.core.units import GIB
+from pluribus.plan.describe import name_of, reason_against
+from pluribus.plan.shapes import Candidate, ShapeFinder
+from pluribus.plan.share import deal_evenly, deal_micro_batches
+from pluribus.predict.predict import Forecast, forecast
+from pluribus.predict.setting import Setting
+from pluribus.spec.job import Deadline
+from pluribus.spec.plan import Pipeline, Plan
+from pluribus.spec.prediction import Alternative
+
+_KEEP_SHAPES = 2  # per team: the fastest, and one more in case gradient sums turn the order
+_SCORE = 16  # plans that go through the exact timeline
+_SHOW = 8  # rows of the table of alternatives
+_FULL_PARTITIONS = 4  # pools up to which every partition of every subset is weighed
+
+Team = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A complete plan with its forecast."""
+
+    plan: Plan
+    forecast: Forecast
+
+    @property
+    def seconds(self) -> float:
+        return self.forecast.prediction.step_seconds.mid
+
+    @property
+    def money(self) -> float:
+        return self.forecast.prediction.money_per_step
+
+    @property
+    def fits(self) -> bool:
+        return all(s.memory.fits for stages in self.forecast.prediction.stages for s in stages)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search in one setting."""
+
+    setting: Setting
+    progress: Callable[[str], None] = lambda _: None
+
+    @cached_property
+    def finder(self) -> ShapeFinder:
+        return ShapeFinder(self.setting)
+
+    def best(self) -> Plan:
+        """The plan that serves the job's objective best, with its alternatives.
+
+        Raises:
+            PlanError: nothing fits; says by how many GiB on which chip.
+        """
+        pools = [pool.address for pool in self.finder.usable_pools]
+        if not pools:
+            names = ", ".join(sorted({p.chip.key for p in self.setting.cluster.pools}))
+            raise PlanError(
+                f"no chip of the cluster ({names}) computes in {self.setting.precision}",
+                where="job.toml [train.precision]",
+                do="Choose a precision that one of the chips has.",
+            )
+        scored = self._score(self._partitions(pools))
+        if not scored:
+            raise self._impossible(pools)
+        alone = {pool: self.alone_rate(pool) for pool in pools}
+        scored = [self._with_alone(item, alone) for item in scored]
+        order = self._order(scored)
+        chosen = order[0]
+        rows = self._rows(order, chosen)
+        lines = self._explain(chosen, alone)
+        return replace(
+            chosen.plan,
+            prediction=chosen.forecast.prediction,
+            alternatives=rows,
+            explanation=tuple(lines),
+        )
+
+    def alone(self, pool: str) -> Plan | None:
+        """The fastest plan on one pool by itself; None when the model does not fit there."""
+        scored = self._score([((pool,),)])
+        if not scored:
+            return None
+        best = min(scored, key=lambda item: item.seconds)
+        return replace(best.plan, prediction=best.forecast.prediction)
+
+    def alone_rate(self, pool: str) -> float:
+        """Tokens/s a pool delivers by itself; 0 when the model does not fit there."""
+        plan = self.alone(pool)
+        return plan.prediction.tokens_per_s if plan and plan.prediction else 0.0
+
+    def even(self) -> Plan | None:
+        """The fastest plan that treats every chip alike: equal layers, equal micro-batches."""
+        pools = [pool.address for pool in self.finder.usable_pools]
+        scored = self._score(
+            [
+                partition
+                for partition in self._partitions(pools)
+                if len(_flat(partition)) == len(pools)
+            ],
+            even=True,
+        )
+        if not scored:
+            return None
+        best = min(scored, key=lambda item: item.seconds)
+        return replace(best.plan, prediction=best.forecast.prediction)
+
+    def _partitions(self, pools: Sequence[str]) -> list[tuple[Team, ...]]:
+        if len(pools) <= _FULL_PARTITIONS:
+            subsets = itertools.chain.from_iterable(
+                itertools.combinations(pools, n) for n in range(len(pools), 0, -1)
+            )
+            return [partition for subset in subsets for partition in _set_partitions(subset)]
+        singles = tuple((pool,) for pool in pools)
+        pairs = [
+            (pair, *((p,) for p in pools if p not in pair))
+            for pair in itertools.combinations(pools, 2)
+        ]
+        return [singles, *pairs, *((single,) for single in singles)]
+
+    def _score(self, partitions: Sequence[tuple[Team, ...]], *, even: bool = False) -> list[Scored]:
+        """The most promising plans of these partitions, timed exactly, fastest first."""
+        drafts: list[tuple[float, int, tuple[tuple[Candidate, tuple[int, ...]], ...]]] = []
+        for partition in partitions:
+            self.progress(" | ".join("+".join(team) for team in partition))
+            for micro_batch_size in self.setting.job.plan.micro_batch_sizes:
+                if self.setting.job.train.global_batch % micro_batch_size == 0:
+                    for draft in self._drafts(partition, micro_batch_size, even):
+                        drafts.append((_seconds(draft), len(drafts), draft))
+        drafts.sort(key=lambda item: item[:2])
+        scored = []
+        for _, _, draft in _best_of_each_kind(drafts):
+            plan = self._plan(draft)
+            item = Scored(plan, forecast(plan, self.setting, {}))
+            if item.fits:
+                scored.append(item)
+        return sorted(scored, key=lambda item: item.seconds)
+
+    def _drafts(
+        self, partition: tuple[Team, ...], micro_batch_size: int, even: bool
+    ) -> Iterator[tuple[tuple[Candidate, tuple[int, ...]], ...]]:
+        """Complete deals of the global batch over a partition's teams."""
+        global_batch = self.setting.job.train.global_batch
+        speeds = [sum(self._ideal_speed(pool, micro_batch_size) for pool in t) for t in partition]
+        options = []
+        for team, speed in zip(partition, speeds, strict=True):
+            sequences = max(micro_batch_size, round(global_batch * speed / sum(speeds)))
+            if even:
+                sequences = max(micro_batch_size, global_batch // len(partition))
+            candidates = self.finder.best(team, micro_batch_size, sequences, _KEEP_SHAPES)
+            if even:
+                cuts = [self.finder.cut(c.shape, sequences, even=True) for c in candidates]
+                candidates = [cut for cut in cuts if cut is not None]
+            options.append(candidates)
+        for choice in itertools.product(*options):
+            owners = [i for i, c in enumerate(choice) for _ in range(c.shape.pipelines)]
+            total = global_batch // micro_batch_size
+            if even:
+                counts = deal_evenly(len(owners), total) if total >= len(owners) else None
+            else:
+                counts = deal_micro_batches(
+                    [choice[i].first for i in owners], [choice[i].each for i in owners], total
+                )
+            if counts is not None:
+                yield tuple(
+                    (c, tuple(n for n, owner in zip(counts, owners, strict=True) if owner == i))
+                    for i, c in enumerate(choice)
+                )
+
+    def _ideal_speed(self, pool: str, micro_batch_size: int) -> float:
+        """Sequences/s of a pool if its layers and batches could be cut at will."""
+        chips = self.setting.pool(pool).num_chips
+        time = self.setting.layers_time(
+            pool, (0, len(self.setting.model.layers)), micro_batch_size, 1, "none"
+        )
+        return chips * micro_batch_size / time.total
+
+    def _plan(self, draft: tuple[tuple[Candidate, tuple[int, ...]], ...]) -> Plan:
+        pipelines: tuple[Pipeline, ...] = ()
+        for candidate, counts in draft:
+            pipelines += self.finder.pipelines(candidate, counts)
+        setting = self.setting
+        return Plan(
+            pipelines=pipelines,
+            job=setting.job.to_table(),
+            job_digest=setting.job.digest,
+            cluster=setting.cluster.to_table(),
+            cluster_digest=setting.cluster.digest,
+            model_config=dict(setting.model.config),
+            directory=setting.job.directory,
+        )
+
+    def _with_alone(self, item: Scored, alone: dict[str, float]) -> Scored:
+        total = sum(alone.values())
+        prediction = replace(
+            item.forecast.prediction,
+            alone_tokens_per_s=alone,
+            aggregation=item.forecast.prediction.tokens_per_s / total if total else None,
+        )
+        return Scored(item.plan, replace(item.forecast, prediction=prediction))
+
+    def _order(self, scored: list[Scored]) -> list[Scored]:
+        """Best first, by the job's objective."""
+        objective = self.setting.job.plan.objective
+        if objective == "time":
+            return sorted(scored, key=lambda item: item.seconds)
+        if objective == "money":
+            return sorted(scored, key=lambda item: (item.money, item.seconds))
+        assert isinstance(objective, Deadline)
+        steps = self.setting.job.train.num_steps
+        in_time = [item for item in scored if item.seconds * steps <= objective.seconds]
+        if not in_time:
+            fastest = scored[0].seconds * steps / 3600
+            raise PlanError(
+                f"no plan ends within {objective.deadline}; the fastest needs {fastest:.1f} h",
+                where="job.toml [plan.objective]",
+                do="Allow more time, fewer steps, or add chips.",
+            )
+        late = [item for item in scored if item not in in_time]
+        return sorted(in_time, key=lambda item: (item.money, item.seconds)) + late
+
+    def _rows(self, order: list[Scored], chosen: Scored) -> tuple[Alternative, ...]:
+        even = self.even()
+        rows = [self._row(item, chosen) for item in order[:_SHOW]]
+        if even and even.prediction:
+            scored = Scored(
+                even, forecast(even, self.setting, chosen.forecast.prediction.alone_tokens_per_s)
+            )
+            rows.append(
+                replace(
+                    self._row(scored, chosen), name="even split: " + name_of(even, self.setting)
+                )
+            )
+        return tuple(rows)
+
+    def _row(self, item: Scored, chosen: Scored) -> Alternative:
+        prediction = item.forecast.prediction
+        memory = [s.memory for stages in prediction.stages for s in stages]
+        return Alternative(
+            name=name_of(item.plan, self.setting),
+            step_seconds=item.seconds,
+            memory_share=max(m.total / m.capacity for m in memory),
+            aggregation=prediction.aggregation,
+            money_per_step=prediction.money_per_step,
+            chosen=item is chosen,
+            note="" if item is chosen else reason_against(prediction, chosen.forecast.prediction),
+        )
+
+    def _explain(self, chosen: Scored, alone: dict[str, float]) -> list[str]:
+        lines = []
+        used = set(chosen.plan.chips)
+        for pool in self.setting.cluster.pools:
+            idle = [chip for chip in pool.chip_addresses() if chip not in used]
+            if not idle:
+                continue
+            if pool.address not in alone:
+                why = f"{pool.chip.key} has no {self.setting.precision}"
+            elif len(idle) == pool.num_chips:
+                why = "with them the plan would be worse by the job's objective"
+            else:
+                why = "they do not fill another whole pipeline"
+            lines.append(f"{len(idle)} of {pool.num_chips} chips of {pool.address} unused: {why}")
+        return lines
+
+    def _impossible(self, pools: Sequence[str]) -> PlanError:
+        """Names the chip that comes closest, and by how much it misses."""
+        batch = self.setting.job.train.global_batch
+        sizes = [b for b in self.setting.job.plan.micro_batch_sizes if batch % b == 0]
+        if not sizes:
+            return PlanError(
+                f"a global batch of {batch} sequences divides into no micro-batch of "
+                f"{list(self.setting.job.plan.micro_batch_sizes)}",
+                where="job.toml [plan.micro_batch_sizes]",
+                do="Add a micro-batch size that divides it, e.g. 1.",
+            )
+        teams = [tuple(pools[:n]) for n in range(1, len(pools) + 1)]
+        teams += [(pool,) for pool in pools]
+        least, worst = math.inf, pools[0]
+        for team in dict.fromkeys(teams):
+            for shape in self.finder.shapes(team, min(sizes), batch):
+                if shape.depth <= len(self.setting.model.layers):
+                    over, where = self.finder.least_overflow(shape, batch)
+                    if over < least:
+                        least, worst = over, where
+        chip = self.setting.pool(worst).chip
+        if least <= 0 or math.isinf(least):
+            return PlanError(
+                f"a global batch of {batch} sequences is too small for these chips",
+                where="job.toml [train.global_batch_tokens]",
+                do="Ask for a larger global batch.",
+            )
+        return PlanError(
+            f"{self.setting.model.name} does not fit: even the best cut lacks "
+            f"{least / GIB:.2f} GiB on each {chip.key} of {worst} ({chip.memory_gib:g} GiB)",
+            do="Add chips, shorten sequence_length, or choose a smaller model.",
+        )
+
+
+def _seconds(draft: Sequence[tuple[Candidate, tuple[int, ...]]]) -> float:
+    return max(candidate.seconds(max(counts)) for candidate, counts in draft)
+
+
+def _best_of_each_kind(drafts: list) -> list:
+    """The fastest drafts overall, and the fastest of every way to team up the pools."""
+    chosen, kinds = [], set()
+    for draft in drafts:
+        kind = tuple(sorted(candidate.shape.pools for candidate, _ in draft[2]))
+        if len(chosen) < _SCORE or kind not in kinds:
+            chosen.append(draft)
+        kinds.add(kind)
+    return chosen
+
+
+def _flat(partition: tuple[Team, ...]) -> list[str]:
+    return [pool for team in partition for pool in team]
+
+
+def _set_partitions(items: Sequence[str]) -> Iterator[tuple[Team, ...]]:
+    """Every way to part items into non-empty teams, order of no importance."""
+    if len(items) == 1:
+        yield ((items[0],),)
+        return
+    first, rest = items[0], items[1:]
+    for partition in _set_partitions(rest):
+        yield ((first,), *partition)
+        for i, team in enumerate(partition):
+            yield (*partition[:i], (first, *team), *partition[i + 1 :])

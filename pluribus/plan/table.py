@@ -1,0 +1,120 @@
+"""Prices every run of layers on one kind of stage: seconds and bytes, as matrices.
+
+Entry [a, b] of a matrix is for layers [a, b); runs that are empty cost infinity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pluribus.core.units import DTYPE_BYTES
+from pluribus.predict.memory import (
+    GRADIENT_BYTES,
+    OPTIMIZER_BYTES,
+    USABLE_SHARE,
+    buffer_bytes,
+    weight_bytes,
+)
+from pluribus.predict.setting import Setting
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """Chips of one pool used one way; equal kinds price alike."""
+
+    pool: str
+    tensor_parallel: int
+    micro_batch_size: int
+    recompute: str
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """Prices of one `StageKind` in one `Setting`."""
+
+    setting: Setting
+    kind: StageKind
+
+    @cached_property
+    def layer_seconds(self) -> np.ndarray:
+        """[L] forward and backward seconds of each layer for one micro-batch."""
+        kind = self.kind
+        return np.array(
+            [
+                self.setting.layers_time(
+                    kind.pool, (i, i + 1), kind.micro_batch_size, kind.tensor_parallel,
+                    kind.recompute,
+                ).total
+                for i in range(len(self.setting.model.layers))
+            ]
+        )  # fmt: skip
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """[L + 1, L + 1] seconds of one micro-batch; infinite for empty runs."""
+        return _runs(self.layer_seconds)
+
+    @property
+    def model_seconds(self) -> float:
+        """Seconds of one micro-batch through every layer."""
+        return float(self.layer_seconds.sum())
+
+    @cached_property
+    def _static_bytes(self) -> np.ndarray:
+        setting, kind = self.setting, self.kind
+        layers = setting.model.layers
+        per_parameter = weight_bytes(setting) + GRADIENT_BYTES + OPTIMIZER_BYTES
+        own = np.array([layer.parameters_per_rank(tp=kind.tensor_parallel) for layer in layers])
+        result = _runs(own * per_parameter)
+        if setting.tied_layers:
+            copy = layers[-1].tied_parameters // kind.tensor_parallel * per_parameter
+            result[1:, -1] += copy  # the head without the embedding keeps a copy of its matrix
+        pool = setting.pool(kind.pool)
+        return result + buffer_bytes(setting, pool, kind.micro_batch_size)
+
+    @cached_property
+    def _kept_bytes(self) -> np.ndarray:
+        return _runs(self._activations(self.kind.recompute))
+
+    @cached_property
+    def _transient_bytes(self) -> np.ndarray:
+        working = self._activations("none")
+        size = len(working)
+        result = np.zeros((size + 1, size + 1))
+        for a in range(size):
+            result[a, a + 1 :] = np.maximum.accumulate(working[a:])
+        return result
+
+    def _activations(self, recompute: str) -> np.ndarray:
+        setting, kind = self.setting, self.kind
+        return np.array(
+            [
+                layer.activation_bytes(
+                    kind.micro_batch_size,
+                    setting.sequence_length,
+                    tp=kind.tensor_parallel,
+                    bytes_per_element=DTYPE_BYTES[setting.precision],
+                    recompute=recompute,
+                )
+                for layer in setting.model.layers
+            ]
+        )
+
+    def overflow(self, in_flight: int) -> np.ndarray:
+        """[L + 1, L + 1] bytes used beyond what the chip has; not positive where it fits."""
+        used = self._static_bytes + in_flight * self._kept_bytes
+        if self.kind.recompute == "full":
+            used = used + self._transient_bytes
+        chip = self.setting.pool(self.kind.pool).chip
+        return used - chip.memory_bytes * USABLE_SHARE
+
+
+def _runs(per_layer: np.ndarray) -> np.ndarray:
+    """Sums over every run [a, b); infinite where b ≤ a."""
+    prefix = np.concatenate([[0.0], np.cumsum(per_layer)])
+    sums = prefix[None, :] - prefix[:, None]
+    sums[np.tril_indices(len(prefix))] = np.inf
+    return sums

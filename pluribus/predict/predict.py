@@ -1,0 +1,207 @@
+"""Puts the parts together: pipelines in, Prediction out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
+from pluribus.predict.compute import optimizer_seconds
+from pluribus.predict.memory import stage_memory, stage_parameters
+from pluribus.predict.schedule import ActionKind, GradientGroup, gradient_groups, plan_actions
+from pluribus.predict.setting import Setting
+from pluribus.predict.timeline import Durations, Lane, Timeline, simulate
+from pluribus.spec.plan import Plan, Stage
+from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
+from pluribus.spec.profile import Profile
+
+_COMPUTE = (ActionKind.FORWARD, ActionKind.BACKWARD)
+_RECEIVE = (ActionKind.RECV_ACTIVATION, ActionKind.RECV_GRADIENT)
+_SEND = (ActionKind.SEND_ACTIVATION, ActionKind.SEND_GRADIENT)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A Prediction with the timeline it was read off."""
+
+    prediction: Prediction
+    timeline: Timeline
+
+
+def predict(plan: Plan, profile: Profile | None = None) -> Prediction:
+    """What a plan will take on its own job and cluster.
+
+    Args:
+        plan: a plan; what each pool delivers alone is taken from the prediction it carries.
+        profile: measured facts to use instead of formulas.
+    """
+    alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
+    return forecast(plan, Setting.of_plan(plan, profile), alone).prediction
+
+
+def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Forecast:
+    """Predicts a plan in a setting that is already loaded.
+
+    Args:
+        alone: tokens/s of each pool by itself, for the aggregation.
+    """
+    groups = gradient_groups(plan, setting.tied_layers)
+    timeline = simulate(
+        _by_lane(plan_actions(plan, groups)), _durations(plan, setting, groups), groups
+    )
+    step = timeline.end
+    tokens_per_s = plan.global_batch * setting.sequence_length / step
+    bottleneck = max(timeline.lanes, key=lambda lane: timeline.seconds(lane, *_COMPUTE))
+    stages = tuple(
+        tuple(
+            _stage_prediction(plan, setting, timeline, (p, s)) for s in range(len(pipeline.stages))
+        )
+        for p, pipeline in enumerate(plan.pipelines)
+    )
+    spread = _spread(plan, setting)
+    total_alone = sum(alone.values())
+    prediction = Prediction(
+        step_seconds=Interval(mid=step, low=step * (1 - spread), high=step * (1 + spread)),
+        breakdown=_breakdown(plan, setting, timeline, bottleneck),
+        stages=stages,
+        tokens_per_s=tokens_per_s,
+        mfu=_mfu(plan, setting, tokens_per_s),
+        aggregation=tokens_per_s / total_alone if total_alone else None,
+        alone_tokens_per_s=dict(alone),
+        money_per_step=_money_per_hour(plan, setting) * step / 3600,
+    )
+    return Forecast(prediction, timeline)
+
+
+def _by_lane(actions: Sequence[Sequence[Sequence]]) -> dict[Lane, Sequence]:
+    return {(p, s): items for p, pipeline in enumerate(actions) for s, items in enumerate(pipeline)}
+
+
+def _durations(plan: Plan, setting: Setting, groups: Sequence[GradientGroup]) -> Durations:
+    compute = {}
+    for p, s, stage in plan.stages:
+        time = setting.stage_time(stage, plan.pipelines[p].micro_batch_size)
+        update = optimizer_seconds(
+            stage_parameters(setting, stage), setting.pool(stage.pool).chip, setting.profile
+        )
+        compute[(p, s), ActionKind.FORWARD] = time.forward
+        compute[(p, s), ActionKind.BACKWARD] = time.backward
+        compute[(p, s), ActionKind.STEP] = update
+
+    transfers: dict[tuple[Lane, Lane], float] = {}
+
+    def transfer(source: Lane, target: Lane) -> float:
+        if (source, target) not in transfers:
+            pipeline = plan.pipelines[source[0]]
+            transfers[source, target] = message_seconds(
+                setting.boundary_bytes(pipeline),
+                pipeline.stages[source[1]].chips[0],
+                pipeline.stages[target[1]].chips[0],
+                setting.cluster,
+                setting.profile,
+            )
+        return transfers[source, target]
+
+    crossing = _crossings(plan, groups)
+    reduce = [_reduce_seconds(plan, setting, group, crossing) for group in groups]
+    return Durations(compute, transfer, reduce)
+
+
+def _stage(plan: Plan, lane: Lane) -> Stage:
+    return plan.pipelines[lane[0]].stages[lane[1]]
+
+
+def _crossings(plan: Plan, groups: Sequence[GradientGroup]) -> int:
+    """Gradient sums that cross between pools at the same time: one per tensor-parallel rank."""
+    crossing = 0
+    for group in groups:
+        stages = [_stage(plan, lane) for lane in group.holders]
+        if len({stage.pool for stage in stages}) > 1:
+            crossing += min(stage.tensor_parallel for stage in stages)
+    return max(crossing, 1)
+
+
+def _reduce_seconds(plan: Plan, setting: Setting, group: GradientGroup, crossing: int) -> float:
+    """The sum of one group's gradients, in fp32. With unlike tensor-parallel degrees the stage
+    with the fewest chips sets the bytes per chip."""
+    stages = [_stage(plan, lane) for lane in group.holders]
+    tp = min(stage.tensor_parallel for stage in stages)
+    layers = setting.model.layers
+    parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in group.layers)
+    chips = [stage.chips[0] for stage in stages]
+    return group_all_reduce_seconds(
+        parameters * 4, chips, setting.cluster, setting.profile, crossing
+    )
+
+
+def _stage_prediction(
+    plan: Plan, setting: Setting, timeline: Timeline, lane: Lane
+) -> StagePrediction:
+    pipeline = plan.pipelines[lane[0]]
+    time = setting.stage_time(_stage(plan, lane), pipeline.micro_batch_size)
+    return StagePrediction(
+        forward=time.forward,
+        backward=time.backward,
+        busy=timeline.seconds(lane, *_COMPUTE) / timeline.end,
+        memory=stage_memory(setting, pipeline, lane[1]),
+    )
+
+
+def _breakdown(plan: Plan, setting: Setting, timeline: Timeline, lane: Lane) -> Breakdown:
+    """Splits one stage's step. Waiting for a message counts as communication up to what the
+    message itself takes; the rest of the wait is the bubble."""
+    pipeline = plan.pipelines[lane[0]]
+    waits = [s.seconds for s in timeline.lanes[lane] if s.action.kind in _RECEIVE]
+    if waits:
+        peer = lane[1] - 1 if lane[1] else lane[1] + 1
+        message = message_seconds(
+            setting.boundary_bytes(pipeline),
+            pipeline.stages[lane[1]].chips[0],
+            pipeline.stages[peer].chips[0],
+            setting.cluster,
+            setting.profile,
+        )
+        exposed = sum(min(wait, message) for wait in waits)
+    else:
+        exposed = 0.0
+    sends = timeline.seconds(lane, *_SEND)
+    idle = timeline.end - timeline.lanes[lane][-1].end
+    return Breakdown(
+        compute=timeline.seconds(lane, *_COMPUTE),
+        pipeline_communication=exposed + sends,
+        bubble=sum(waits) - exposed + idle,
+        gradient_sync=timeline.seconds(lane, ActionKind.REDUCE),
+        optimizer=timeline.seconds(lane, ActionKind.STEP),
+    )
+
+
+def _spread(plan: Plan, setting: Setting) -> float:
+    """The bottleneck's relative uncertainty: stages err independently, the slowest one decides."""
+    return max(
+        setting.stage_time(stage, plan.pipelines[p].micro_batch_size).spread
+        for p, _, stage in plan.stages
+    )
+
+
+def _mfu(plan: Plan, setting: Setting, tokens_per_s: float) -> float | None:
+    """Model FLOPs utilisation (Chowdhery et al. 2022, PaLM appendix B), causal attention halved."""
+    peak = 0.0
+    for _, _, stage in plan.stages:
+        tflops = setting.pool(stage.pool).chip.peak_tflops.get(setting.precision)
+        if tflops is None:
+            return None
+        peak += tflops * 1e12 * len(stage.chips)
+    flops_per_token = 3 * setting.model.forward_flops_per_token(setting.sequence_length)
+    return flops_per_token * tokens_per_s / peak
+
+
+def _money_per_hour(plan: Plan, setting: Setting) -> float:
+    return sum(
+        setting.pool(stage.pool).price_per_chip_hour * len(stage.chips)
+        for _, _, stage in plan.stages
+    )
+
+
+def with_prediction(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Plan:
+    """The plan, carrying its prediction."""
+    return replace(plan, prediction=forecast(plan, setting, alone).prediction)

@@ -1,0 +1,104 @@
+"""Setting: what every candidate plan of one search shares, with the times computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pluribus.core.errors import PlanError
+from pluribus.hardware.cluster import Cluster, Pool
+from pluribus.model.model import Model
+from pluribus.predict.compute import StageTime, stage_time
+from pluribus.spec.job import Job
+from pluribus.spec.plan import Pipeline, Plan, Stage
+from pluribus.spec.profile import Profile
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One job on one cluster.
+
+    Attributes:
+        profile: measured facts that replace formulas where it has them.
+    """
+
+    job: Job
+    model: Model
+    cluster: Cluster
+    profile: Profile | None = None
+    _stage_times: dict[tuple, StageTime] = field(default_factory=dict, compare=False, repr=False)
+    _pools: dict[str, Pool] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of_plan(cls, plan: Plan, profile: Profile | None = None) -> Setting:
+        """The setting a plan was made in, from the tables it carries.
+
+        Raises:
+            PlanError: its job or cluster is no longer the one it was made for.
+        """
+        job = Job.from_table(plan.job, file="plan.json", directory=plan.directory)
+        cluster = Cluster.from_table(plan.cluster, file="plan.json")
+        for name, made_for, found in (
+            ("job", plan.job_digest, job.digest),
+            ("cluster", plan.cluster_digest, cluster.digest),
+        ):
+            if made_for != found:
+                raise PlanError(
+                    f"the plan's {name} was changed after planning (digest '{found}', the plan "
+                    f"was made for '{made_for}')",
+                    where=f"plan.json [{name}]",
+                    do=f"Change the {name} file instead and plan again: pluribus plan job.toml.",
+                )
+        return cls(job, Model.from_config(plan.model_config), cluster, profile)
+
+    @property
+    def sequence_length(self) -> int:
+        return self.job.train.sequence_length
+
+    @property
+    def precision(self) -> str:
+        return self.job.train.precision
+
+    @property
+    def tied_layers(self) -> tuple[int, int] | None:
+        """(embedding, head) layer indices when they share a matrix."""
+        return (0, len(self.model.layers) - 1) if self.model.tied else None
+
+    def pool(self, address: str) -> Pool:
+        """The pool at ``site/pool``."""
+        if address not in self._pools:
+            self._pools[address] = self.cluster.pool(address)
+        return self._pools[address]
+
+    def stage_time(self, stage: Stage, micro_batch_size: int) -> StageTime:
+        """Seconds of one micro-batch on one stage."""
+        return self.layers_time(
+            stage.pool, stage.layers, micro_batch_size, stage.tensor_parallel, stage.recompute
+        )
+
+    def layers_time(
+        self, pool: str, layers: tuple[int, int], micro_batch_size: int, tp: int, recompute: str
+    ) -> StageTime:
+        """Seconds of one micro-batch through layers [first, end) on chips of one pool."""
+        key = (pool, layers, micro_batch_size, tp, recompute)
+        if key not in self._stage_times:
+            self._stage_times[key] = stage_time(
+                [self.model.layers[i] for i in range(*layers)],
+                self.pool(pool),
+                micro_batch_size,
+                self.sequence_length,
+                tp=tp,
+                recompute=recompute,
+                precision=self.precision,
+                profile=self.profile,
+            )
+        return self._stage_times[key]
+
+    def boundary_bytes(self, pipeline: Pipeline) -> float:
+        """Bytes of the hidden state that one micro-batch hands to the next stage."""
+        return boundary_bytes(self, pipeline.micro_batch_size)
+
+
+def boundary_bytes(setting: Setting, micro_batch_size: int) -> float:
+    """Bytes of the hidden state of one micro-batch."""
+    element = 4 if setting.precision == "fp32" else 2
+    return micro_batch_size * setting.sequence_length * setting.model.hidden_size * element

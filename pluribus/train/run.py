@@ -1,0 +1,268 @@
+"""A run: one rank per chip, a record of what happened, and checkpoints that are whole or absent.
+
+A run's folder holds ``plan.json``, ``events.jsonl`` (see `spec.run`), ``rank-N.log``, ``data/``
+and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pluribus.comm.fabric import host_store
+from pluribus.comm.launch import RankProcess, Ranks
+from pluribus.core.errors import CheckpointError, PlanError, PluribusError
+from pluribus.core.schema import from_table, to_table
+from pluribus.nn.config import DecoderConfig
+from pluribus.predict.setting import Setting
+from pluribus.spec.plan import Plan
+from pluribus.spec.run import StepEvent
+from pluribus.store.checkpoint import PartManifest, finish, latest, verify
+from pluribus.train.data import PreparedData, prepare_data
+from pluribus.train.lanes import Lanes
+
+# Ranks that neither step nor save for this long are hung; a first step may compile kernels.
+_SILENCE_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How far and how loudly.
+
+    Attributes:
+        steps: stop after this many steps in this call; None runs to the job's stop.
+        checkpoints: write them; off for short measurements.
+        resume: go on from the folder's newest checkpoint.
+        timeline_every: every so many steps all ranks report when each action ran.
+    """
+
+    steps: int | None = None
+    checkpoints: bool = True
+    resume: bool = True
+    timeline_every: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        stopped: the user asked it to stop before the job's end.
+        checkpoint: the newest whole one.
+    """
+
+    folder: Path
+    steps: tuple[StepEvent, ...]
+    stopped: bool
+    checkpoint: Path | None
+
+
+@dataclass
+class _Recorder:
+    """Writes the run's events, finishes checkpoints when their last part is there."""
+
+    folder: Path
+    plan: Plan
+    setting: Setting
+    data: PreparedData
+    listener: Callable[[dict[str, Any]], None]
+    root: Path
+    steps: list[StepEvent] = field(default_factory=list)
+    parts: dict[int, list[PartManifest]] = field(default_factory=dict)
+
+    def write(self, event: dict[str, Any]) -> None:
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+        self.listener(event)
+
+    def take(self, rank: int, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "part":
+            self._part(event)
+            return
+        if kind == "step":
+            fields = {key: value for key, value in event.items() if key != "event"}
+            self.steps.append(from_table(StepEvent, fields, file="events.jsonl"))
+        self.write({**event, "rank": rank})
+
+    def _part(self, event: dict[str, Any]) -> None:
+        step = event["step"]
+        manifest = from_table(PartManifest, event["manifest"], file="checkpoint part")
+        self.parts.setdefault(step, []).append(manifest)
+        if len(self.parts[step]) < len(self.plan.pipelines[0].stages):
+            return
+        final = self.root / f"step-{step:08d}"
+        finish(
+            Path(event["folder"]),
+            final,
+            self.parts.pop(step),
+            self.plan.model_config,
+            self.data.tokenizer,
+            {
+                "step": step,
+                "tokens": step * self.setting.job.train.global_batch_tokens,
+                "job_digest": self.plan.job_digest,
+            },
+        )
+        self.write({"event": "checkpoint", "step": step, "path": str(final)})
+
+
+def train(
+    plan: Plan,
+    folder: Path | str,
+    *,
+    options: RunOptions | None = None,
+    listener: Callable[[dict[str, Any]], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> RunResult:
+    """Executes a plan on this machine.
+
+    Args:
+        plan: what to run; it carries its job and cluster.
+        folder: of the run.
+        listener: gets every event as it happens.
+        progress: gets a line for each long thing before the first step.
+
+    Returns:
+        How it ended. Ctrl-C ends it after the current step, with a checkpoint.
+
+    Raises:
+        PlanError: the plan asks for what this version or machine cannot do.
+        DataError, CheckpointError: see `prepare_data` and `verify`.
+        RankError: a rank died; names it and the last checkpoint.
+    """
+    options = options or RunOptions()
+    folder = Path(folder).absolute()
+    setting = Setting.of_plan(plan)
+    _check_runnable(plan, setting)
+    data = prepare_data(setting.job, setting.model.vocab_size, folder, progress)
+    root = _checkpoint_root(setting, folder)
+    start_from, start_step = _start(setting, root, options)
+    until = setting.job.train.num_steps
+    if options.steps is not None:
+        until = min(until, start_step + options.steps)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.save(folder / "plan.json")
+    recorder = _Recorder(folder, plan, setting, data, listener, root)
+    recorder.write(
+        {"event": "start", "plan": plan.digest, "step": start_step, "unix_time": time.time()}
+    )
+    progress(f"starting {len(plan.chips)} ranks")
+    store, port = host_store(timeout=_SILENCE_SECONDS)
+    config = {
+        "plan": to_table(plan),
+        "port": port,
+        "timeout": _SILENCE_SECONDS,
+        "shards": data.shards,
+        "start_from": str(start_from) if start_from else None,
+        "start_step": start_step,
+        "until": until,
+        "checkpoint_root": str(root) if options.checkpoints else None,
+        "timeline_every": options.timeline_every,
+    }
+    stopped = False
+    with Ranks("pluribus.train.worker", _processes(plan, setting, config), folder) as ranks:
+        events = ranks.events(timeout=_SILENCE_SECONDS)
+        while True:
+            try:
+                rank, event = next(events)
+                recorder.take(rank, event)
+            except StopIteration:
+                break
+            except KeyboardInterrupt:
+                if stopped:
+                    raise
+                stopped = True
+                ranks.tell(0, "stop")
+                recorder.write({"event": "stop"})
+            except PluribusError as error:
+                raise _with_checkpoint(error, root) from None
+    del store  # held until the last rank has left
+    recorder.write({"event": "end", "stopped": stopped})
+    return RunResult(
+        folder=folder,
+        steps=tuple(recorder.steps),
+        stopped=stopped,
+        checkpoint=latest(root),
+    )
+
+
+def _check_runnable(plan: Plan, setting: Setting) -> None:
+    Lanes.of_plan(plan)
+    DecoderConfig.from_hf(plan.model_config, "config.json")
+    precision = setting.precision
+    if precision == "fp16":
+        raise PlanError(
+            "fp16 needs loss scaling, which this version does not do",
+            where="job.toml [train.precision]",
+            do='Write precision = "bf16" or "fp32".',
+        )
+    nodes = {
+        (stage.pool, chip.split("/")[2]) for _, _, stage in plan.stages for chip in stage.chips
+    }
+    for pool, node in nodes:
+        if node != "0":
+            raise PlanError(
+                f"the plan uses several nodes of {pool}; this version starts ranks on one machine",
+                where="plan.json",
+                do="Plan for pools with nodes = 1, or use the plan as advice.",
+            )
+
+
+def _checkpoint_root(setting: Setting, folder: Path) -> Path:
+    """The first tier, a directory: relative to the run's folder."""
+    tier = setting.job.store.tiers[0]
+    if "://" in tier or tier in ("ram", "peer"):
+        raise PlanError(
+            f"tier '{tier}' is not a directory",
+            where="job.toml [store.tiers]",
+            do='This version writes checkpoints to a directory: tiers = ["checkpoints"].',
+        )
+    return folder / Path(tier).expanduser()
+
+
+def _start(setting: Setting, root: Path, options: RunOptions) -> tuple[Path | None, int]:
+    """Where the first weights come from, and the steps already made."""
+    newest = latest(root) if options.resume else None
+    if newest is not None:
+        verify(newest)
+        training = json.loads((newest / "training.json").read_text())
+        if training["step"] >= setting.job.train.num_steps:
+            raise CheckpointError(
+                f"the run has made all its {training['step']} steps already",
+                where=str(newest),
+                do="Raise [train] steps in the job and plan again, or train into a new folder.",
+            )
+        return newest, training["step"]
+    source = setting.job.resolve(setting.job.model.config)
+    if source.is_dir() and any(source.glob("*.safetensors")):
+        return source, 0
+    return None, 0
+
+
+def _processes(plan: Plan, setting: Setting, config: dict[str, Any]) -> list[RankProcess]:
+    processes = []
+    for rank, chip in enumerate(plan.chips):
+        pool = setting.pool(chip.rsplit("/", 2)[0])
+        processes.append(
+            RankProcess(
+                rank=rank,
+                chip=chip,
+                environment=pool.environment,
+                cores=pool.cores,
+                config=config,
+            )
+        )
+    return processes
+
+
+def _with_checkpoint(error: PluribusError, root: Path) -> PluribusError:
+    """The same error, telling what is left to go on from."""
+    newest = latest(root)
+    last = f"The last checkpoint is whole: {newest}." if newest else "There is no checkpoint yet."
+    error.do = f"{error.do} {last}".strip()
+    return error
