@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,17 +25,19 @@ from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.prediction import Alternative
 
 _KEEP_SHAPES = 2  # per team: the fastest, and one more in case gradient sums turn the order
-_SCORE = 16  # plans that go through the exact timeline
+_SCORE = 8  # plans that go through the exact timeline
 _SHOW = 8  # rows of the table of alternatives
 _FULL_PARTITIONS = 4  # pools up to which every partition of every subset is weighed
 
 Team = tuple[str, ...]
+Draft = tuple[tuple[Candidate, tuple[int, ...]], ...]  # per team: shape, micro-batch counts
 
 
 @dataclass(frozen=True)
 class Scored:
     """A complete plan with its forecast."""
 
+    draft: Draft
     plan: Plan
     forecast: Forecast
 
@@ -77,50 +79,55 @@ class Search:
                 where="job.toml [train.precision]",
                 do="Choose a precision that one of the chips has.",
             )
-        scored = self._score(self._partitions(pools))
+        scored = self._score(self._drafts(self._partitions(pools)))
         if not scored:
             raise self._impossible(pools)
-        alone = {pool: self.alone_rate(pool) for pool in pools}
+        alone = {pool: _rate_alone(scored, pool) for pool in pools}
         scored = [self._with_alone(item, alone) for item in scored]
         order = self._order(scored)
         chosen = order[0]
-        rows = self._rows(order, chosen)
-        lines = self._explain(chosen, alone)
+        even = self._even(scored, pools)
+        rows = [self._row(item, chosen) for item in order[:_SHOW]]
+        if even is not None:
+            row = self._row(self._with_alone(even, alone), chosen)
+            rows.append(replace(row, name=f"even split: {row.name}"))
         return replace(
             chosen.plan,
             prediction=chosen.forecast.prediction,
-            alternatives=rows,
-            explanation=tuple(lines),
+            alternatives=tuple(rows),
+            explanation=tuple(self._explain(chosen, alone)),
         )
 
     def alone(self, pool: str) -> Plan | None:
         """The fastest plan on one pool by itself; None when the model does not fit there."""
-        scored = self._score([((pool,),)])
-        if not scored:
-            return None
-        best = min(scored, key=lambda item: item.seconds)
-        return replace(best.plan, prediction=best.forecast.prediction)
-
-    def alone_rate(self, pool: str) -> float:
-        """Tokens/s a pool delivers by itself; 0 when the model does not fit there."""
-        plan = self.alone(pool)
-        return plan.prediction.tokens_per_s if plan and plan.prediction else 0.0
+        return _fastest(self._score(self._drafts([((pool,),)])))
 
     def even(self) -> Plan | None:
-        """The fastest plan that treats every chip alike: equal layers, equal micro-batches."""
+        """The fastest plan that treats every chip alike: equal layers, equal micro-batches.
+        None when no such plan fits."""
         pools = [pool.address for pool in self.finder.usable_pools]
-        scored = self._score(
-            [
-                partition
-                for partition in self._partitions(pools)
-                if len(_flat(partition)) == len(pools)
-            ],
-            even=True,
-        )
-        if not scored:
-            return None
-        best = min(scored, key=lambda item: item.seconds)
-        return replace(best.plan, prediction=best.forecast.prediction)
+        even = self._even(self._score(self._drafts(self._partitions(pools))), pools)
+        return _fastest([even] if even else [])
+
+    def _even(self, scored: Sequence[Scored], pools: Sequence[str]) -> Scored | None:
+        """The fastest even split of the shapes that use every pool."""
+        drafts = []
+        for item in scored:
+            if {pool for candidate, _ in item.draft for pool in candidate.shape.pools} != set(
+                pools
+            ):
+                continue
+            total = sum(sum(counts) for _, counts in item.draft)
+            owners = [i for i, (c, _) in enumerate(item.draft) for _ in range(c.shape.pipelines)]
+            dealt = deal_evenly(len(owners), total)
+            cuts = []
+            for i, (candidate, _) in enumerate(item.draft):
+                counts = tuple(n for n, o in zip(dealt, owners, strict=True) if o == i)
+                sequences = sum(counts) * candidate.shape.micro_batch_size
+                cuts.append((self.finder.cut(candidate.shape, sequences, even=True), counts))
+            if all(cut for cut, _ in cuts):
+                drafts.append(tuple(cuts))
+        return min(self._score(drafts), key=lambda item: item.seconds, default=None)
 
     def _partitions(self, pools: Sequence[str]) -> list[tuple[Team, ...]]:
         if len(pools) <= _FULL_PARTITIONS:
@@ -135,49 +142,39 @@ class Search:
         ]
         return [singles, *pairs, *((single,) for single in singles)]
 
-    def _score(self, partitions: Sequence[tuple[Team, ...]], *, even: bool = False) -> list[Scored]:
-        """The most promising plans of these partitions, timed exactly, fastest first."""
-        drafts: list[tuple[float, int, tuple[tuple[Candidate, tuple[int, ...]], ...]]] = []
-        for partition in partitions:
-            self.progress(" | ".join("+".join(team) for team in partition))
-            for micro_batch_size in self.setting.job.plan.micro_batch_sizes:
-                if self.setting.job.train.global_batch % micro_batch_size == 0:
-                    for draft in self._drafts(partition, micro_batch_size, even):
-                        drafts.append((_seconds(draft), len(drafts), draft))
-        drafts.sort(key=lambda item: item[:2])
+    def _score(self, drafts: Iterable[Draft]) -> list[Scored]:
+        """The most promising drafts, timed exactly, fastest first; only what fits."""
         scored = []
-        for _, _, draft in _best_of_each_kind(drafts):
+        for draft in _most_promising(drafts):
             plan = self._plan(draft)
-            item = Scored(plan, forecast(plan, self.setting, {}))
+            item = Scored(draft, plan, forecast(plan, self.setting, {}))
             if item.fits:
                 scored.append(item)
         return sorted(scored, key=lambda item: item.seconds)
 
-    def _drafts(
-        self, partition: tuple[Team, ...], micro_batch_size: int, even: bool
-    ) -> Iterator[tuple[tuple[Candidate, tuple[int, ...]], ...]]:
-        """Complete deals of the global batch over a partition's teams."""
+    def _drafts(self, partitions: Iterable[tuple[Team, ...]]) -> Iterator[Draft]:
+        """Complete deals of the global batch over the teams of each partition."""
+        global_batch = self.setting.job.train.global_batch
+        for partition in partitions:
+            self.progress(" | ".join("+".join(team) for team in partition))
+            for size in self.setting.job.plan.micro_batch_sizes:
+                if global_batch % size == 0:
+                    yield from self._deals(partition, size)
+
+    def _deals(self, partition: tuple[Team, ...], micro_batch_size: int) -> Iterator[Draft]:
         global_batch = self.setting.job.train.global_batch
         speeds = [sum(self._ideal_speed(pool, micro_batch_size) for pool in t) for t in partition]
         options = []
         for team, speed in zip(partition, speeds, strict=True):
             sequences = max(micro_batch_size, round(global_batch * speed / sum(speeds)))
-            if even:
-                sequences = max(micro_batch_size, global_batch // len(partition))
-            candidates = self.finder.best(team, micro_batch_size, sequences, _KEEP_SHAPES)
-            if even:
-                cuts = [self.finder.cut(c.shape, sequences, even=True) for c in candidates]
-                candidates = [cut for cut in cuts if cut is not None]
-            options.append(candidates)
+            options.append(self.finder.best(team, micro_batch_size, sequences, _KEEP_SHAPES))
         for choice in itertools.product(*options):
             owners = [i for i, c in enumerate(choice) for _ in range(c.shape.pipelines)]
-            total = global_batch // micro_batch_size
-            if even:
-                counts = deal_evenly(len(owners), total) if total >= len(owners) else None
-            else:
-                counts = deal_micro_batches(
-                    [choice[i].first for i in owners], [choice[i].each for i in owners], total
-                )
+            counts = deal_micro_batches(
+                [choice[i].first for i in owners],
+                [choice[i].each for i in owners],
+                global_batch // micro_batch_size,
+            )
             if counts is not None:
                 yield tuple(
                     (c, tuple(n for n, owner in zip(counts, owners, strict=True) if owner == i))
@@ -192,7 +189,7 @@ class Search:
         )
         return chips * micro_batch_size / time.total
 
-    def _plan(self, draft: tuple[tuple[Candidate, tuple[int, ...]], ...]) -> Plan:
+    def _plan(self, draft: Draft) -> Plan:
         pipelines: tuple[Pipeline, ...] = ()
         for candidate, counts in draft:
             pipelines += self.finder.pipelines(candidate, counts)
@@ -214,7 +211,7 @@ class Search:
             alone_tokens_per_s=alone,
             aggregation=item.forecast.prediction.tokens_per_s / total if total else None,
         )
-        return Scored(item.plan, replace(item.forecast, prediction=prediction))
+        return replace(item, forecast=replace(item.forecast, prediction=prediction))
 
     def _order(self, scored: list[Scored]) -> list[Scored]:
         """Best first, by the job's objective."""
@@ -235,20 +232,6 @@ class Search:
             )
         late = [item for item in scored if item not in in_time]
         return sorted(in_time, key=lambda item: (item.money, item.seconds)) + late
-
-    def _rows(self, order: list[Scored], chosen: Scored) -> tuple[Alternative, ...]:
-        even = self.even()
-        rows = [self._row(item, chosen) for item in order[:_SHOW]]
-        if even and even.prediction:
-            scored = Scored(
-                even, forecast(even, self.setting, chosen.forecast.prediction.alone_tokens_per_s)
-            )
-            rows.append(
-                replace(
-                    self._row(scored, chosen), name="even split: " + name_of(even, self.setting)
-                )
-            )
-        return tuple(rows)
 
     def _row(self, item: Scored, chosen: Scored) -> Alternative:
         prediction = item.forecast.prediction
@@ -313,23 +296,34 @@ class Search:
         )
 
 
-def _seconds(draft: Sequence[tuple[Candidate, tuple[int, ...]]]) -> float:
-    return max(candidate.seconds(max(counts)) for candidate, counts in draft)
+def _most_promising(drafts: Iterable[Draft]) -> list[Draft]:
+    """The fastest drafts by their bottleneck, and the fastest of every way to team up pools."""
 
+    def seconds(draft: Draft) -> float:
+        return max(candidate.seconds(max(counts)) for candidate, counts in draft)
 
-def _best_of_each_kind(drafts: list) -> list:
-    """The fastest drafts overall, and the fastest of every way to team up the pools."""
-    chosen, kinds = [], set()
-    for draft in drafts:
-        kind = tuple(sorted(candidate.shape.pools for candidate, _ in draft[2]))
-        if len(chosen) < _SCORE or kind not in kinds:
+    chosen, ways = [], set()
+    for draft in sorted(drafts, key=seconds):
+        way = tuple(sorted(candidate.shape.pools for candidate, _ in draft))
+        if len(chosen) < _SCORE or way not in ways:
             chosen.append(draft)
-        kinds.add(kind)
+        ways.add(way)
     return chosen
 
 
-def _flat(partition: tuple[Team, ...]) -> list[str]:
-    return [pool for team in partition for pool in team]
+def _rate_alone(scored: Sequence[Scored], pool: str) -> float:
+    """Tokens/s of the fastest plan that uses just this pool; 0 when the model does not fit."""
+    for item in scored:
+        if {p for candidate, _ in item.draft for p in candidate.shape.pools} == {pool}:
+            return item.forecast.prediction.tokens_per_s
+    return 0.0
+
+
+def _fastest(scored: Sequence[Scored]) -> Plan | None:
+    if not scored:
+        return None
+    best = min(scored, key=lambda item: item.seconds)
+    return replace(best.plan, prediction=best.forecast.prediction)
 
 
 def _set_partitions(items: Sequence[str]) -> Iterator[tuple[Team, ...]]:

@@ -6,10 +6,11 @@ pipelines there are, and per pool how many stages of how many tensor-parallel ch
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,8 @@ from pluribus.plan.table import StageKind, StageTable
 from pluribus.predict.collectives import message_seconds
 from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.spec.plan import Pipeline, Stage
+
+_QUICK, _SHARP, _EXACT = range(3)  # how exact a shape's place in the queue is
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class Shape:
     @property
     def depth(self) -> int:
         return sum(self.stages)
+
+    def reordered(self, order: Sequence[int]) -> Shape:
+        """The same stages with the pools in another order along the pipeline."""
+        return replace(
+            self,
+            pools=tuple(self.pools[i] for i in order),
+            stages=tuple(self.stages[i] for i in order),
+            tensor_parallel=tuple(self.tensor_parallel[i] for i in order),
+        )
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class ShapeFinder:
 
     setting: Setting
     _tables: dict[StageKind, StageTable] = field(default_factory=dict, compare=False, repr=False)
+    _addresses: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self, kind: StageKind) -> StageTable:
         if kind not in self._tables:
@@ -99,36 +112,52 @@ class ShapeFinder:
     ) -> list[Candidate]:
         """The fastest ways for a team to work through this many sequences per step.
 
-        Shapes are visited from the most promising by a bound that no cut can beat, and the
-        search ends when the bound passes what was found: the result is exact over the shapes.
+        Best first: each shape waits in a queue at a bound no cut of it can beat, which is
+        sharpened and then replaced by its exact time when its turn comes. What leaves the queue
+        exact is therefore the best of all shapes.
         """
-        bounded = sorted(
-            ((self._bound(shape, sequences), i, shape) for i, shape in enumerate(
-                self._shapes(team, micro_batch_size, sequences))),
-            key=lambda item: item[:2],
-        )  # fmt: skip
-        found: list[tuple[float, int, Candidate]] = []
-        for bound, i, shape in bounded:
-            if len(found) >= keep and bound >= found[keep - 1][0]:
-                break
-            candidate = self.cut(shape, sequences)
+        queue: list[tuple[float, int, int, Shape, Candidate | None]] = [
+            (self._quick_bound(shape, sequences), _QUICK, i, shape, None)
+            for i, shape in enumerate(self.shapes(team, micro_batch_size, sequences))
+        ]
+        heapq.heapify(queue)
+        found: list[Candidate] = []
+        while queue and len(found) < keep:
+            _, level, i, shape, candidate = heapq.heappop(queue)
+            if candidate is not None:
+                found.append(candidate)
+            elif level == _QUICK:
+                bound = self._sharp_bound(shape, sequences)
+                if math.isfinite(bound):
+                    heapq.heappush(queue, (bound, _SHARP, i, shape, None))
+            else:
+                candidate = self._best_order(shape, sequences)
+                if candidate is not None:
+                    seconds = candidate.seconds(_micro_batches(shape, sequences))
+                    heapq.heappush(queue, (seconds, _EXACT, i, shape, candidate))
+        return found
+
+    def _best_order(self, shape: Shape, sequences: int) -> Candidate | None:
+        """The fastest cut over every order of the pools along the pipeline."""
+        best, least = None, math.inf
+        for order in itertools.permutations(range(len(shape.pools))):
+            candidate = self.cut(shape.reordered(order), sequences)
             if candidate is not None:
                 seconds = candidate.seconds(_micro_batches(shape, sequences))
-                found.append((seconds, i, candidate))
-                found.sort(key=lambda item: item[:2])
-        return [candidate for _, _, candidate in found[:keep]]
+                if seconds < least:
+                    best, least = candidate, seconds
+        return best
 
     def cut(self, shape: Shape, sequences: int, *, even: bool = False) -> Candidate | None:
         """Cuts the layers over a shape's stages; None when they do not fit."""
+        num_layers = len(self.setting.model.layers)
+        if shape.depth > num_layers:
+            return None
         tables = self._stage_tables(shape)
         in_flight = _in_flight(shape, sequences)
-        if shape.depth > len(self.setting.model.layers):
-            return None
-        costs = []
-        for table, count in zip(tables, in_flight, strict=True):
-            costs.append(np.where(table.overflow(count) <= 0, table.seconds, np.inf))
+        costs = [table.feasible(n) for table, n in zip(tables, in_flight, strict=True)]
         if even:
-            layers = even_split(len(self.setting.model.layers), shape.depth)
+            layers = even_split(num_layers, shape.depth)
             if any(math.isinf(c[r]) for c, r in zip(costs, layers, strict=True)):
                 return None
         else:
@@ -152,13 +181,10 @@ class ShapeFinder:
         worst = max(range(len(over)), key=over.__getitem__)
         return over[worst], tables[worst].kind.pool
 
-    def shapes(self, team: tuple[str, ...], micro_batch_size: int, sequences: int) -> list[Shape]:
-        """Every shape of a team."""
-        return list(self._shapes(team, micro_batch_size, sequences))
-
-    def _shapes(
+    def shapes(
         self, team: tuple[str, ...], micro_batch_size: int, sequences: int
     ) -> Iterator[Shape]:
+        """Every shape of a team, the pools in the team's order."""
         pools = [self.setting.pool(address) for address in team]
         modes = {"auto": ("none", "full")}.get(self.setting.job.plan.recompute)
         for degrees in itertools.product(*map(self.tensor_parallel_degrees, pools)):
@@ -171,45 +197,72 @@ class ShapeFinder:
                 later = tuple(g // (pipelines + 1) for g in groups)
                 if stages == later and pipelines < most:
                     continue
-                for order in itertools.permutations(range(len(pools))):
-                    for recompute in modes or (self.setting.job.plan.recompute,):
-                        yield Shape(
-                            pools=tuple(team[i] for i in order),
-                            stages=tuple(stages[i] for i in order),
-                            tensor_parallel=tuple(degrees[i] for i in order),
-                            pipelines=pipelines,
-                            micro_batch_size=micro_batch_size,
-                            recompute=recompute,
-                        )
+                for recompute in modes or (self.setting.job.plan.recompute,):
+                    yield Shape(team, stages, degrees, pipelines, micro_batch_size, recompute)
+
+    def _kinds(self, shape: Shape) -> list[StageKind]:
+        return [
+            StageKind(pool, tp, shape.micro_batch_size, shape.recompute)
+            for pool, tp in zip(shape.pools, shape.tensor_parallel, strict=True)
+        ]
 
     def _stage_tables(self, shape: Shape) -> list[StageTable]:
-        tables = []
-        for pool, count, tp in zip(shape.pools, shape.stages, shape.tensor_parallel, strict=True):
-            kind = StageKind(pool, tp, shape.micro_batch_size, shape.recompute)
-            tables += [self.table(kind)] * count
-        return tables
+        return [
+            table
+            for kind, count in zip(self._kinds(shape), shape.stages, strict=True)
+            for table in [self.table(kind)] * count
+        ]
 
-    def _bound(self, shape: Shape, sequences: int) -> float:
-        """No cut is faster: were layers divisible, every stage would take the same time τ with
+    def _quick_bound(self, shape: Shape, sequences: int) -> float:
+        """Were layers divisible, every stage would take the same time τ with
         Σ stages · τ ÷ (seconds of the whole model) = 1, once per micro-batch."""
-        rate = 0.0
-        for pool, count, tp in zip(shape.pools, shape.stages, shape.tensor_parallel, strict=True):
-            kind = StageKind(pool, tp, shape.micro_batch_size, shape.recompute)
-            rate += count / self.table(kind).model_seconds
+        rate = sum(
+            count / self.table(kind).model_seconds
+            for kind, count in zip(self._kinds(shape), shape.stages, strict=True)
+        )
         return _micro_batches(shape, sequences) / rate
+
+    def _sharp_bound(self, shape: Shape, sequences: int) -> float:
+        """Blocks are whole, and a stage holds no more than its memory: the least τ at which the
+        stages together take all blocks, then as many times as there are micro-batches."""
+        micro_batches = _micro_batches(shape, sequences)
+        each, most, quickest = [], [], math.inf
+        for kind, count in zip(self._kinds(shape), shape.stages, strict=True):
+            table = self.table(kind)
+            quickest = min(quickest, table.model_seconds)
+            each += [table.least_block_seconds] * count
+            # Whatever the order, the j-th of these stages from the end holds at least j.
+            most += [table.most_layers(min(j, micro_batches)) for j in range(1, count + 1)]
+        if min(most) == 0:
+            return math.inf
+        num_blocks = self.setting.model.num_blocks
+        times = np.unique(each)[:, None] * np.arange(1, num_blocks + 1)
+        times = np.sort(times.ravel()) * (1 + 1e-9)
+        held = np.minimum(times[:, None] // each, most).sum(axis=1)
+        enough = np.nonzero(held >= num_blocks)[0]
+        if not len(enough):
+            return math.inf
+        return (micro_batches - 1) * float(times[enough[0]]) + quickest
 
     def _messages(self, shape: Shape) -> float:
         """Seconds of one micro-batch's messages from the first stage to the last."""
         num_bytes = boundary_bytes(self.setting, shape.micro_batch_size)
-        chips = []
-        for address, count, tp in zip(
-            shape.pools, shape.stages, shape.tensor_parallel, strict=True
-        ):
-            chips += [self.setting.pool(address).chip_addresses()[i * tp] for i in range(count)]
+        chips = [
+            self._chips(pool)[i * tp]
+            for pool, count, tp in zip(
+                shape.pools, shape.stages, shape.tensor_parallel, strict=True
+            )
+            for i in range(count)
+        ]
         return sum(
             message_seconds(num_bytes, a, b, self.setting.cluster, self.setting.profile)
             for a, b in itertools.pairwise(chips)
         )
+
+    def _chips(self, pool: str) -> tuple[str, ...]:
+        if pool not in self._addresses:
+            self._addresses[pool] = self.setting.pool(pool).chip_addresses()
+        return self._addresses[pool]
 
     def pipelines(self, candidate: Candidate, counts: tuple[int, ...]) -> tuple[Pipeline, ...]:
         """The candidate's pipelines on real chips; ``counts`` are their micro-batches."""
@@ -220,7 +273,7 @@ class ShapeFinder:
             for address, count, tp in zip(
                 shape.pools, shape.stages, shape.tensor_parallel, strict=True
             ):
-                chips = self.setting.pool(address).chip_addresses()
+                chips = self._chips(address)
                 for s in range(count):
                     start = (p * count + s) * tp
                     stages.append(

@@ -5,7 +5,7 @@ Entry [a, b] of a matrix is for layers [a, b); runs that are empty cost infinity
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -31,12 +31,14 @@ class StageKind:
     recompute: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageTable:
-    """Prices of one `StageKind` in one `Setting`."""
+    """Prices of one `StageKind` in one `Setting`; `ShapeFinder` keeps one of each."""
 
     setting: Setting
     kind: StageKind
+    _feasible: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    _most: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def layer_seconds(self) -> np.ndarray:
@@ -57,7 +59,7 @@ class StageTable:
         """[L + 1, L + 1] seconds of one micro-batch; infinite for empty runs."""
         return _runs(self.layer_seconds)
 
-    @property
+    @cached_property
     def model_seconds(self) -> float:
         """Seconds of one micro-batch through every layer."""
         return float(self.layer_seconds.sum())
@@ -102,6 +104,27 @@ class StageTable:
                 for layer in setting.model.layers
             ]
         )
+
+    @cached_property
+    def least_block_seconds(self) -> float:
+        """Of the cheapest transformer block."""
+        layers = self.setting.model.layers
+        blocks = [i for i, layer in enumerate(layers) if layer.kind in ("dense", "moe")]
+        return float(self.layer_seconds[blocks].min())
+
+    def feasible(self, in_flight: int) -> np.ndarray:
+        """[L + 1, L + 1] seconds where this many micro-batches fit in memory, else infinite."""
+        if in_flight not in self._feasible:
+            fits = self.overflow(in_flight) <= 0
+            self._feasible[in_flight] = np.where(fits, self.seconds, np.inf)
+        return self._feasible[in_flight]
+
+    def most_layers(self, in_flight: int) -> int:
+        """The longest run that fits with this many micro-batches in flight."""
+        if in_flight not in self._most:
+            a, b = np.nonzero(np.isfinite(self.feasible(in_flight)))
+            self._most[in_flight] = int((b - a).max(initial=0))
+        return self._most[in_flight]
 
     def overflow(self, in_flight: int) -> np.ndarray:
         """[L + 1, L + 1] bytes used beyond what the chip has; not positive where it fits."""

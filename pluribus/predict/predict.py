@@ -8,14 +8,21 @@ from dataclasses import dataclass, replace
 from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
 from pluribus.predict.compute import optimizer_seconds
 from pluribus.predict.memory import stage_memory, stage_parameters
-from pluribus.predict.schedule import ActionKind, GradientGroup, gradient_groups, plan_actions
+from pluribus.predict.schedule import (
+    Action,
+    ActionKind,
+    GradientGroup,
+    gradient_groups,
+    plan_actions,
+)
 from pluribus.predict.setting import Setting
-from pluribus.predict.timeline import Durations, Lane, Timeline, simulate
-from pluribus.spec.plan import Plan, Stage
+from pluribus.predict.timeline import Durations, Lane, Span, Timeline, simulate
+from pluribus.spec.plan import Pipeline, Plan, Stage
 from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
 from pluribus.spec.profile import Profile
 
 _COMPUTE = (ActionKind.FORWARD, ActionKind.BACKWARD)
+_TAIL = (ActionKind.REDUCE, ActionKind.STEP)
 _RECEIVE = (ActionKind.RECV_ACTIVATION, ActionKind.RECV_GRADIENT)
 _SEND = (ActionKind.SEND_ACTIVATION, ActionKind.SEND_GRADIENT)
 
@@ -46,9 +53,7 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         alone: tokens/s of each pool by itself, for the aggregation.
     """
     groups = gradient_groups(plan, setting.tied_layers)
-    timeline = simulate(
-        _by_lane(plan_actions(plan, groups)), _durations(plan, setting, groups), groups
-    )
+    timeline = _timeline(plan, _durations(plan, setting, groups), groups)
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
     bottleneck = max(timeline.lanes, key=lambda lane: timeline.seconds(lane, *_COMPUTE))
@@ -73,8 +78,29 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     return Forecast(prediction, timeline)
 
 
-def _by_lane(actions: Sequence[Sequence[Sequence]]) -> dict[Lane, Sequence]:
-    return {(p, s): items for p, pipeline in enumerate(actions) for s, items in enumerate(pipeline)}
+def _timeline(plan: Plan, durations: Durations, groups: Sequence[GradientGroup]) -> Timeline:
+    """Times each unlike pipeline once; sums and updates tie the pipelines together at the end."""
+    lanes: dict[Lane, tuple[Span, ...]] = {}
+    done: dict[Pipeline, int] = {}
+    tails: dict[Lane, tuple[Action, ...]] = {}
+    for p, stages in enumerate(plan_actions(plan, groups)):
+        alike = replace(
+            plan.pipelines[p],
+            stages=tuple(replace(s, chips=(s.pool,)) for s in plan.pipelines[p].stages),
+        )
+        heads = {}
+        for s, actions in enumerate(stages):
+            cut = next(i for i, a in enumerate(actions) if a.kind in _TAIL)
+            heads[p, s], tails[p, s] = actions[:cut], actions[cut:]
+        if alike not in done:
+            done[alike] = p
+            lanes.update(simulate(heads, durations).lanes)
+        else:
+            for s in range(len(stages)):
+                lanes[p, s] = lanes[done[alike], s]
+    start = {lane: spans[-1].end for lane, spans in lanes.items()}
+    ends = simulate(tails, durations, groups, start).lanes
+    return Timeline({lane: lanes[lane] + ends[lane] for lane in lanes})
 
 
 def _durations(plan: Plan, setting: Setting, groups: Sequence[GradientGroup]) -> Durations:

@@ -8,6 +8,7 @@ member lists its groups in ascending order, so overlapping groups cannot deadloc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -63,13 +64,14 @@ def pipeline_actions(pipeline: Pipeline) -> tuple[tuple[Action, ...], ...]:
     min(S − 1 − s, M) forwards ahead, then alternates. GPipe runs every forward first
     (Huang et al. 2019).
     """
-    num_stages, num_micro_batches = len(pipeline.stages), pipeline.micro_batches
+    num_stages = len(pipeline.stages)
     return tuple(
-        _stage_actions(stage, num_stages, num_micro_batches, pipeline.schedule)
+        _stage_actions(stage, num_stages, pipeline.micro_batches, pipeline.schedule)
         for stage in range(num_stages)
     )
 
 
+@functools.lru_cache(maxsize=256)  # like pipelines of a large plan share their lists
 def _stage_actions(
     stage: int, num_stages: int, num_micro_batches: int, schedule: str
 ) -> tuple[Action, ...]:

@@ -70,12 +70,16 @@ def simulate(
     actions: Mapping[Lane, Sequence[Action]],
     durations: Durations,
     groups: Sequence[GradientGroup] = (),
+    start: Mapping[Lane, float] | None = None,
 ) -> Timeline:
     """The timeline of these action lists.
 
     Messages of one direction between two stages share the link and so follow one another.
+
+    Args:
+        start: when each stage begins; zero by default.
     """
-    clock = dict.fromkeys(actions, 0.0)
+    clock = {lane: start[lane] if start else 0.0 for lane in actions}
     position = dict.fromkeys(actions, 0)
     spans: dict[Lane, list[Span]] = {lane: [] for lane in actions}
     arrived: dict[tuple[Lane, Lane, Action], float] = {}

@@ -30,7 +30,8 @@ class DataSpec:
     Attributes:
         tokens: token shards written by Pluribus, e.g. ``"corpus/*.bin"``.
         text: UTF-8 text files, e.g. ``"books/**/*.txt"``; tokenised on first use.
-        tokenizer: a tokenizer.json for `text`; one is trained on the text when absent.
+        tokenizer: the tokenizer.json of the tokens, kept with every checkpoint; for `text`, one
+            is trained on the text when absent.
     """
 
     tokens: str | None = None

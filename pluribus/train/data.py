@@ -45,7 +45,10 @@ def prepare_data(
         DataError: no data, damaged shards, or token ids beyond the model's vocabulary.
     """
     if job.data.tokens is not None:
-        prepared = PreparedData(str(job.resolve(job.data.tokens)), None)
+        tokenizer = job.resolve(job.data.tokenizer) if job.data.tokenizer else None
+        if tokenizer is not None:
+            load_tokenizer(tokenizer)
+        prepared = PreparedData(str(job.resolve(job.data.tokens)), tokenizer)
     else:
         prepared = _tokenise(job, vocab_size, folder / "data", progress)
     dataset = prepared.open()

@@ -107,7 +107,8 @@ class Interpreter:
                         end=end,
                     )
                 )
-        assert not (self._inputs or self._outputs or self._received), "a micro-batch is left over"
+        left_over = [*self._inputs, *self._outputs, *self._received]
+        assert not left_over, f"micro-batches {left_over} are unfinished"
         return tuple(times)
 
     def _execute(self, action: Action, batch: Mapping[int, MicroBatch], num_tokens: int) -> None:

@@ -7,6 +7,7 @@ and the checkpoints.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from pluribus.nn.config import DecoderConfig
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
 from pluribus.spec.run import StepEvent
-from pluribus.store.checkpoint import PartManifest, finish, latest, verify
+from pluribus.store.checkpoint import PartManifest, finish
+from pluribus.store.manifest import latest, read_manifest, step_directory, verify
 from pluribus.train.data import PreparedData, prepare_data
 from pluribus.train.lanes import Lanes
 
@@ -95,14 +97,14 @@ class _Recorder:
         self.parts.setdefault(step, []).append(manifest)
         if len(self.parts[step]) < len(self.plan.pipelines[0].stages):
             return
-        final = self.root / f"step-{step:08d}"
+        final = step_directory(self.root, step)
         finish(
             Path(event["folder"]),
             final,
             self.parts.pop(step),
-            self.plan.model_config,
-            self.data.tokenizer,
-            {
+            config=self.plan.model_config,
+            tokenizer_path=self.data.tokenizer,
+            training={
                 "step": step,
                 "tokens": step * self.setting.job.train.global_batch_tokens,
                 "job_digest": self.plan.job_digest,
@@ -146,6 +148,8 @@ def train(
     if options.steps is not None:
         until = min(until, start_step + options.steps)
     folder.mkdir(parents=True, exist_ok=True)
+    for torn in root.glob(".*.partial"):
+        shutil.rmtree(torn)
     plan.save(folder / "plan.json")
     recorder = _Recorder(folder, plan, setting, data, listener, root)
     recorder.write(
@@ -230,14 +234,14 @@ def _start(setting: Setting, root: Path, options: RunOptions) -> tuple[Path | No
     newest = latest(root) if options.resume else None
     if newest is not None:
         verify(newest)
-        training = json.loads((newest / "training.json").read_text())
-        if training["step"] >= setting.job.train.num_steps:
+        step = read_manifest(newest).training["step"]
+        if step >= setting.job.train.num_steps:
             raise CheckpointError(
-                f"the run has made all its {training['step']} steps already",
+                f"the run has made all its {step} steps already",
                 where=str(newest),
                 do="Raise [train] steps in the job and plan again, or train into a new folder.",
             )
-        return newest, training["step"]
+        return newest, step
     source = setting.job.resolve(setting.job.model.config)
     if source.is_dir() and any(source.glob("*.safetensors")):
         return source, 0

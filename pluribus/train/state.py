@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from pluribus.core.errors import CheckpointError
-from pluribus.store.checkpoint import PartManifest, load_optimizer, load_tensors, write_part
+from pluribus.store.checkpoint import (
+    MOMENTS,
+    PartManifest,
+    load_optimizer,
+    load_tensors,
+    write_part,
+)
 
 
 def save_part(
@@ -32,8 +38,9 @@ def save_part(
         model[name] = parameter.detach().cpu().contiguous()
         state = optimizer.state.get(parameter)
         if state:
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in MOMENTS:
                 moments[f"{name}.{key}"] = state[key].detach().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
     return write_part(folder, part, num_parts, model, moments)
 
 
@@ -48,19 +55,14 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, s
         _copy(parameters[name].data, tensor, name, folder)
     if step == 0:
         return
-    names = [f"{name}.{key}" for name in parameters for key in ("exp_avg", "exp_avg_sq")]
-    moments = load_optimizer(folder, names)
+    moments = load_optimizer(folder, list(parameters))
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
-        state["step"] = torch.tensor(float(step), device=_step_device(parameter))
-        for key in ("exp_avg", "exp_avg_sq"):
+        # Fused AdamW keeps its step count beside the parameter.
+        state["step"] = torch.tensor(float(step), device=parameter.device)
+        for key in MOMENTS:
             state[key] = torch.zeros_like(parameter)
             _copy(state[key], moments[f"{name}.{key}"], f"{name}.{key}", folder)
-
-
-def _step_device(parameter: torch.Tensor) -> torch.device:
-    """Fused AdamW keeps its step count beside the parameter."""
-    return parameter.device
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor, name: str, folder: Path) -> None:

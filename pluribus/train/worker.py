@@ -16,12 +16,13 @@ import torch
 
 from pluribus.comm.fabric import Fabric
 from pluribus.comm.rank import RankLine, rank_main
-from pluribus.core.schema import from_table
+from pluribus.core.schema import from_table, to_table
 from pluribus.nn.config import DecoderConfig
 from pluribus.nn.stage import build_stage
 from pluribus.predict.schedule import gradient_groups, plan_actions
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
+from pluribus.store.manifest import step_directory
 from pluribus.store.order import sample_indices
 from pluribus.store.tokens import TokenDataset
 from pluribus.train.gradients import Gradients
@@ -168,7 +169,8 @@ class Rank:
         pipeline, part = self.lane
         if pipeline != 0:
             return
-        folder = Path(root) / f".step-{self.step:08d}.partial"
+        final = step_directory(Path(root), self.step)
+        folder = final.parent / f".{final.name}.partial"
         tied_copy = (
             {"model.embed_tokens.weight"}
             if self.setting.tied_layers and not self.module.holds_embedding
@@ -177,7 +179,7 @@ class Rank:
         manifest = save_part(
             folder, part, len(self.pipeline.stages), self.module, self.optimizer, tied_copy
         )
-        self.line.report("part", step=self.step, folder=str(folder), manifest=asdict(manifest))
+        self.line.report("part", step=self.step, folder=str(folder), manifest=to_table(manifest))
 
 
 def _device(kind: str, chip: str) -> torch.device:

@@ -1,0 +1,1 @@
+"""Floor 8: commands. Thin: parse, call one function, print. `main` finds them."""

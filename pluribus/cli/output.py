@@ -1,0 +1,158 @@
+"""What commands print: progress to stderr, tables or JSON to stdout."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pluribus.core.units import format_bytes, format_count, format_seconds
+from pluribus.predict.setting import Setting
+from pluribus.spec.plan import Plan
+from pluribus.spec.run import Comparison
+
+console = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """One line of progress, on stderr so that stdout stays for the result."""
+    messages.print(f"[dim]· {line}[/dim]" if messages.is_terminal else f"· {line}", markup=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for programs."""
+    print(json.dumps(value, indent=1))
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan's stages, its prediction, and the alternatives it beat."""
+    setting = Setting.of_plan(plan)
+    prediction = plan.prediction
+    assert prediction is not None
+    stages = Table(title="Who does what", title_justify="left")
+    for name in ("pipeline", "stage", "chips", "layers", "micro-batches", "forward + backward"):
+        stages.add_column(name)
+    stages.add_column("busy", justify="right")
+    stages.add_column("memory per chip", justify="right")
+    for p, pipeline, copies in _distinct(plan):
+        for s, stage in enumerate(pipeline.stages):
+            row = prediction.stages[p][s]
+            chip = setting.pool(stage.pool).chip
+            label = f"{len(stage.chips)} × {chip.key}" if len(stage.chips) > 1 else chip.key
+            stages.add_row(
+                ("" if s else f"{p}" + (f" (× {copies})" if copies > 1 else "")),
+                str(s),
+                f"{label} ({stage.pool})",
+                setting.model.describe_layers(*stage.layers)
+                + (", recompute" if stage.recompute == "full" else ""),
+                f"{pipeline.micro_batches} × {pipeline.micro_batch_size}",
+                f"{format_seconds(row.forward)} + {format_seconds(row.backward)}",
+                f"{row.busy:.0%}",
+                f"{format_bytes(row.memory.total)} of {format_bytes(row.memory.capacity)}",
+            )
+    console.print(stages)
+    step = prediction.step_seconds
+    facts = [
+        f"step {format_seconds(step.mid)} ({format_seconds(step.low)}–{format_seconds(step.high)})",
+        f"{prediction.tokens_per_s:,.0f} tokens/s",
+    ]
+    if prediction.mfu is not None:
+        facts.append(f"MFU {prediction.mfu:.1%}")
+    if prediction.aggregation is not None:
+        facts.append(f"aggregation {prediction.aggregation:.1%}")
+    if prediction.money_per_step:
+        total = prediction.money_per_step * setting.job.train.num_steps
+        facts.append(f"money {total:,.0f} for {setting.job.train.num_steps:,} steps")
+    console.print("predicted: " + ", ".join(facts))
+    alone = ", ".join(
+        f"{pool} {rate:,.0f}" if rate else f"{pool} does not fit the model"
+        for pool, rate in prediction.alone_tokens_per_s.items()
+    )
+    console.print(f"alone, in tokens/s: {alone}")
+    _print_breakdown(plan)
+    _print_alternatives(plan)
+    for line in plan.explanation:
+        console.print(f"note: {line}")
+
+
+def _distinct(plan: Plan) -> list[tuple[int, Any, int]]:
+    """(index, pipeline, copies): neighbours that differ only in their chips count as copies."""
+    rows: list[tuple[int, Any, int]] = []
+    for p, pipeline in enumerate(plan.pipelines):
+        shape = [(s.pool, s.layers, s.tensor_parallel, s.recompute) for s in pipeline.stages]
+        if rows:
+            first, last, copies = rows[-1]
+            same = [(s.pool, s.layers, s.tensor_parallel, s.recompute) for s in last.stages]
+            if same == shape and last.micro_batches == pipeline.micro_batches:
+                rows[-1] = (first, last, copies + 1)
+                continue
+        rows.append((p, pipeline, 1))
+    return rows
+
+
+def _print_breakdown(plan: Plan) -> None:
+    assert plan.prediction is not None
+    parts = plan.prediction.breakdown
+    total = plan.prediction.step_seconds.mid
+    shares = {
+        "compute": parts.compute,
+        "stage messages": parts.pipeline_communication,
+        "bubble": parts.bubble,
+        "gradient sums": parts.gradient_sync,
+        "optimiser": parts.optimizer,
+    }
+    line = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in shares.items())
+    console.print(f"the busiest chip's step: {line}")
+
+
+def _print_alternatives(plan: Plan) -> None:
+    table = Table(title="What was weighed", title_justify="left")
+    table.add_column("plan", overflow="fold")
+    for name in ("step", "memory", "aggregation"):
+        table.add_column(name, justify="right")
+    table.add_column("why not", overflow="fold")
+    for row in plan.alternatives:
+        table.add_row(
+            escape(row.name),
+            format_seconds(row.step_seconds),
+            f"{row.memory_share:.0%}",
+            "" if row.aggregation is None else f"{row.aggregation:.1%}",
+            "chosen" if row.chosen else row.note,
+            style="bold" if row.chosen else None,
+        )
+    console.print(table)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Each chip alone, the even split and the plan: predicted and measured."""
+    table = Table(title="Predicted against measured", title_justify="left")
+    table.add_column("")
+    for name in ("tokens/s", "step predicted", "step measured", "error", "against even"):
+        table.add_column(name, justify="right")
+    even = comparison.row("even")
+    for row in comparison.rows:
+        ratio = f"{row.tokens_per_s / even.tokens_per_s:.2f} ×" if even else ""
+        table.add_row(
+            row.name,
+            f"{row.tokens_per_s:,.0f}",
+            format_seconds(row.predicted_seconds),
+            f"{format_seconds(row.measured_seconds)} ± {row.spread:.0%}",
+            f"{row.prediction_error:+.1%}",
+            ratio,
+            style="bold" if row.role == "plan" else None,
+        )
+    console.print(table)
+    if comparison.aggregation is not None:
+        console.print(
+            f"aggregation: the chips together deliver {comparison.aggregation:.1%} of what each "
+            "delivers alone, summed"
+        )
+
+
+__all__ = [
+    "console", "format_count", "messages", "print_comparison", "print_json", "print_plan", "say",
+]  # fmt: skip

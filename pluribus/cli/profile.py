@@ -1,0 +1,76 @@
+"""`pluribus profile`: how fast each chip runs the job's layers, and how fast the links are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+
+from pluribus.cli.inputs import add_job, beside, load_job
+from pluribus.cli.output import console, print_json, say
+from pluribus.core.schema import to_table
+from pluribus.core.units import format_bytes, format_seconds
+from pluribus.model.model import Model
+from pluribus.spec.profile import Profile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_job(parser)
+    parser.add_argument("--out", help="file to write (profile.json beside the job file)")
+    parser.add_argument("--json", action="store_true", help="print the profile as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pluribus.measure.profile import profile
+
+    job, cluster = load_job(arguments)
+    model = Model.from_config(job.resolve(job.model.config))
+    out = Path(arguments.out) if arguments.out else beside(arguments.job, "profile.json")
+    result = profile(
+        cluster,
+        job,
+        model,
+        progress=lambda line, share: say(f"{share:4.0%} {line}"),
+        log_folder=out.parent / "logs",
+    )
+    result.save(out)
+    if arguments.json:
+        print_json(to_table(result))
+    else:
+        print_profile(result)
+        console.print(f"wrote {out}")
+    return 0
+
+
+def print_profile(profile: Profile) -> None:
+    """Measured layer times and links as tables."""
+    layers = Table(title="Layers, one micro-batch", title_justify="left")
+    for name in ("chip", "layer"):
+        layers.add_column(name)
+    for name in ("micro-batch", "forward", "backward", "spread"):
+        layers.add_column(name, justify="right")
+    for time in profile.layers:
+        layers.add_row(
+            time.chip,
+            time.layer,
+            f"{time.micro_batch} × {time.sequence_length}",
+            format_seconds(time.forward),
+            format_seconds(time.backward),
+            f"±{time.spread:.0%}",
+        )
+    console.print(layers)
+    links = Table(title="Links", title_justify="left")
+    links.add_column("between")
+    links.add_column("operation")
+    for name in ("latency", "bandwidth"):
+        links.add_column(name, justify="right")
+    for link in profile.links:
+        links.add_row(
+            " – ".join(link.between),
+            link.operation.replace("_", " "),
+            format_seconds(link.latency_s),
+            f"{format_bytes(link.bytes_per_s)}/s",
+        )
+    console.print(links)
+    console.print(f"measured in {format_seconds(profile.seconds)}")
