@@ -47,8 +47,6 @@ class TrainView:
         """Shows one event of the run."""
         if event["event"] == "checkpoint":
             self._progress.console.print(f"[dim]· checkpoint {event['path']}[/dim]")
-        elif event["event"] == "stop":
-            self._progress.console.print("stopping after this step…")
         elif event["event"] == "step":
             self._step(event)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -39,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser, module = _parser(argv)
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         return module.run(arguments) if module else 0
     except PluribusError as error:
@@ -69,11 +67,6 @@ def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, ModuleType | 
             module = importlib.import_module(f"pluribus.cli.{name}")
             module.add_arguments(command)
     return parser, module
-
-
-def _as_interrupt(*_: object) -> None:
-    """A scheduler's SIGTERM ends a run as Ctrl-C does: with a checkpoint."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

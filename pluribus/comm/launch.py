@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -53,6 +54,7 @@ class Ranks:
         self._logs = [log_folder / f"rank-{spec.rank}.log" for spec in processes]
         self._events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self._processes: list[subprocess.Popen[str]] = []
+        self._readers: list[threading.Thread] = []
         log_folder.mkdir(parents=True, exist_ok=True)
         for position, spec in enumerate(self._specs):
             self._start(module, position, spec)
@@ -65,7 +67,8 @@ class Ranks:
         loopback = {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
         with self._logs[position].open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                # -P: a profile.py in the user's folder must not hide the standard library's.
+                [sys.executable, "-P", "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -78,12 +81,15 @@ class Ranks:
         assert process.stdin is not None
         process.stdin.write(json.dumps(config) + "\n")
         process.stdin.flush()
-        threading.Thread(target=self._read, args=(position, process), daemon=True).start()
+        reader = threading.Thread(target=self._read, args=(position, process), daemon=True)
+        reader.start()
+        self._readers.append(reader)
 
     def _read(self, position: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self._events.put((position, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                self._events.put((position, json.loads(line)))
         process.wait()
         self._events.put((position, None))
 
@@ -97,11 +103,9 @@ class Ranks:
         """Sends a message to one rank; a rank that is gone does not hear it."""
         process = self._processes[rank]
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError, ValueError):
             process.stdin.write(message + "\n")
             process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            return
 
     def events(self, timeout: float | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """(rank, event) as they come, until every rank is done.
@@ -179,4 +183,7 @@ class Ranks:
         for process in self._processes:
             process.wait()
             if process.stdin is not None:
-                process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+        for reader in self._readers:
+            reader.join()

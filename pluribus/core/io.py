@@ -23,7 +23,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     path = Path(path)
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         parent = next((p for p in path.resolve().parents if p.exists()), Path("/"))
         raise MissingFileError(
             "no such file", where=str(path), do=f"Check the path; {parent} exists."
@@ -63,10 +63,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        ConfigError: a directory, or in a folder that cannot be made or written to.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    if path.is_dir():
+        raise ConfigError("is a directory, not a file", where=str(path), do="Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(
+            f"cannot be written: {error.strerror} ('{error.filename}')", where=str(path),
+            do="Name a file in a folder you may write to.",
+        ) from None  # fmt: skip
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

@@ -52,6 +52,9 @@ def from_table(cls: type[T], table: Mapping[str, Any], *, file: str, at: str = "
         if name in table:
             values[name] = _value(hints[name], table[name], file, place)
         elif _required(field):
+            if type(None) in typing.get_args(hints[name]):
+                values[name] = None  # `to_table` leaves such fields out
+                continue
             raise ConfigError(
                 f"missing key '{name}'", where=_where(file, at), do=f"Add `{name} = …`."
             )
@@ -140,6 +143,7 @@ def _union(hint: Any, args: tuple, value: Any, file: str, at: str) -> Any:
     members = [arg for arg in args if arg is not type(None)]
     if len(members) == 1:
         return _value(members[0], value, file, at)
+    errors = []
     for member in members:
         try:
             return _value(member, value, file, at)
@@ -147,8 +151,8 @@ def _union(hint: Any, args: tuple, value: Any, file: str, at: str) -> Any:
             # A table that was meant for this member tells its own mistake best.
             if dataclasses.is_dataclass(member) and isinstance(value, Mapping):
                 raise
-            last = error
-    raise last
+            errors.append(error)
+    raise errors[0]
 
 
 def _wrong(value: Any, expected: str, file: str, at: str) -> ConfigError:

@@ -280,4 +280,3 @@ def _as_floats(value: Any) -> Any:
     if isinstance(value, list):
         return [_as_floats(item) for item in value]
     return float(value) if isinstance(value, int) else value
-

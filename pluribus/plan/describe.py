@@ -35,7 +35,8 @@ def _shape(pipeline: Pipeline) -> str:
             layers = f"{len(stages)} stages of {min(sizes)}–{max(sizes)}"
         tp = stages[0].tensor_parallel
         parts.append(f"{pool.split('/')[1]}{f' tp{tp}' if tp > 1 else ''} {layers} layers")
-    return " → ".join(parts)
+    recompute = ", recompute" if pipeline.stages[0].recompute == "full" else ""
+    return " → ".join(parts) + recompute
 
 
 def reason_against(loser: Prediction, winner: Prediction) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from pluribus.predict.schedule import (
 )
 from pluribus.predict.setting import Setting
 from pluribus.predict.timeline import Durations, Lane, Span, Timeline, simulate
-from pluribus.spec.plan import Pipeline, Plan, Stage
+from pluribus.spec.plan import Plan, Stage
 from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
 from pluribus.spec.profile import Profile
 
@@ -53,7 +54,8 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         alone: tokens/s of each pool by itself, for the aggregation.
     """
     groups = gradient_groups(plan, setting.tied_layers)
-    timeline = _timeline(plan, _durations(plan, setting, groups), groups)
+    durations = _durations(plan, setting, groups)
+    timeline = _timeline(plan, durations, groups)
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
     bottleneck = max(timeline.lanes, key=lambda lane: timeline.seconds(lane, *_COMPUTE))
@@ -67,7 +69,7 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     total_alone = sum(alone.values())
     prediction = Prediction(
         step_seconds=Interval(mid=step, low=step * (1 - spread), high=step * (1 + spread)),
-        breakdown=_breakdown(plan, setting, timeline, bottleneck),
+        breakdown=_breakdown(durations, timeline, bottleneck),
         stages=stages,
         tokens_per_s=tokens_per_s,
         mfu=_mfu(plan, setting, tokens_per_s),
@@ -81,12 +83,17 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
 def _timeline(plan: Plan, durations: Durations, groups: Sequence[GradientGroup]) -> Timeline:
     """Times each unlike pipeline once; sums and updates tie the pipelines together at the end."""
     lanes: dict[Lane, tuple[Span, ...]] = {}
-    done: dict[Pipeline, int] = {}
+    done: dict[tuple, int] = {}
     tails: dict[Lane, tuple[Action, ...]] = {}
     for p, stages in enumerate(plan_actions(plan, groups)):
-        alike = replace(
-            plan.pipelines[p],
-            stages=tuple(replace(s, chips=(s.pool,)) for s in plan.pipelines[p].stages),
+        lanes_of = [(p, s) for s in range(len(stages))]
+        # The same stages may sit in one node in one pipeline and in two nodes in another.
+        alike = (
+            replace(
+                plan.pipelines[p],
+                stages=tuple(replace(s, chips=(s.pool,)) for s in plan.pipelines[p].stages),
+            ),
+            tuple(durations.transfer(a, b) for a, b in itertools.pairwise(lanes_of)),
         )
         heads = {}
         for s, actions in enumerate(stages):
@@ -173,29 +180,22 @@ def _stage_prediction(
     )
 
 
-def _breakdown(plan: Plan, setting: Setting, timeline: Timeline, lane: Lane) -> Breakdown:
+def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdown:
     """Splits one stage's step. Waiting for a message counts as communication up to what the
     message itself takes; the rest of the wait is the bubble."""
-    pipeline = plan.pipelines[lane[0]]
-    waits = [s.seconds for s in timeline.lanes[lane] if s.action.kind in _RECEIVE]
-    if waits:
-        peer = lane[1] - 1 if lane[1] else lane[1] + 1
-        message = message_seconds(
-            setting.boundary_bytes(pipeline),
-            pipeline.stages[lane[1]].chips[0],
-            pipeline.stages[peer].chips[0],
-            setting.cluster,
-            setting.profile,
-        )
-        exposed = sum(min(wait, message) for wait in waits)
-    else:
-        exposed = 0.0
+    waited = exposed = 0.0
+    for span in timeline.lanes[lane]:
+        if span.action.kind in _RECEIVE:
+            step = -1 if span.action.kind is ActionKind.RECV_ACTIVATION else 1
+            message = durations.transfer((lane[0], lane[1] + step), lane)
+            waited += span.seconds
+            exposed += min(span.seconds, message)
     sends = timeline.seconds(lane, *_SEND)
     idle = timeline.end - timeline.lanes[lane][-1].end
     return Breakdown(
         compute=timeline.seconds(lane, *_COMPUTE),
         pipeline_communication=exposed + sends,
-        bubble=sum(waits) - exposed + idle,
+        bubble=waited - exposed + idle,
         gradient_sync=timeline.seconds(lane, ActionKind.REDUCE),
         optimizer=timeline.seconds(lane, ActionKind.STEP),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,7 +83,7 @@ class TrainSpec:
                 do=f"Ask for at least one step of {self.global_batch_tokens} tokens.",
             )
         for name in ("warmup_steps", "weight_decay", "clip_gradient_norm", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}", do="Write zero or more.")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -187,7 +188,8 @@ class Job:
 
     @cached_property
     def digest(self) -> str:
-        return digest(self.to_table())
+        # Read back first: 1 and 1.0, equal to a dataclass, then digest alike.
+        return digest(Job.from_table(self.to_table(), file="job").to_table())
 
     def resolve(self, path: str) -> Path:
         """A path of the job file, made absolute against the job's folder."""
@@ -196,5 +198,5 @@ class Job:
 
 def _positive(spec: object, *names: str) -> None:
     for name in names:
-        if getattr(spec, name) <= 0:
+        if not 0 < getattr(spec, name) < math.inf:
             raise ConfigError(f"{name} is {getattr(spec, name)}", do="Write a number above zero.")

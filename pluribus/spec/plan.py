@@ -113,10 +113,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.version != PLAN_VERSION:
-            raise PlanError(
-                f"plan version {self.version} is not {PLAN_VERSION}",
-                do="Plan again with this version of Pluribus: pluribus plan job.toml.",
-            )
+            raise _other_version(self.version)
         if not self.pipelines:
             raise PlanError("the plan has no pipeline", do="Plan again: pluribus plan job.toml.")
 
@@ -151,4 +148,16 @@ class Plan:
         Raises:
             ConfigError, PlanError: not a plan of this version.
         """
-        return from_table(cls, read_json(path), file=str(path))
+        table = read_json(path)
+        # Before its keys: another version may have other ones.
+        version = table.get("version", PLAN_VERSION) if isinstance(table, dict) else PLAN_VERSION
+        if version != PLAN_VERSION:
+            raise _other_version(version, str(path))
+        return from_table(cls, table, file=str(path))
+
+
+def _other_version(version: Any, where: str = "") -> PlanError:
+    return PlanError(
+        f"plan version {version} is not {PLAN_VERSION}", where=where,
+        do="Plan again with this version of Pluribus: pluribus plan job.toml.",
+    )  # fmt: skip

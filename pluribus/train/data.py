@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pluribus.core.errors import DataError
 from pluribus.spec.job import Job
-from pluribus.store.tokenizer import encode_files, load_tokenizer, train_bpe
+from pluribus.store.tokenizer import encode_files, load_tokenizer, save_tokenizer, train_bpe
 from pluribus.store.tokens import TokenDataset
 
 # Enough text to learn a small vocabulary's merges from; more changes them little.
@@ -91,6 +91,6 @@ def _tokenise(
         progress(f"training a byte-level BPE of {vocab_size} tokens")
         tokenizer = train_bpe(files, vocab_size, max_bytes=_TOKENIZER_BYTES)
     progress(f"tokenising {len(files)} files")
-    tokenizer.save(str(tokenizer_file))
+    save_tokenizer(tokenizer, tokenizer_file)
     encode_files(tokenizer, files, shard)
     return prepared

@@ -90,7 +90,7 @@ class Gradients:
     def squared_norm(self) -> torch.Tensor:
         """This rank's part of the squared global norm, fp64; the parts of all ranks sum to it."""
         parts = [
-            bucket.buffer.double().square().sum().cpu()
+            torch.linalg.vector_norm(bucket.buffer, dtype=torch.float64).square().cpu()
             for bucket in self._buckets.values()
             if bucket.counts
         ]

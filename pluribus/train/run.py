@@ -6,10 +6,13 @@ and the checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,33 @@ class _Recorder:
         self.write({"event": "checkpoint", "step": step, "path": str(final)})
 
 
+class _Stop:
+    """Ctrl-C and SIGTERM ask for an end after the current step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def on_signals(self, ask: Callable[[], None]) -> Iterator[None]:
+        """Calls ``ask`` at the first signal. Outside the main thread signals are not ours."""
+
+        def handle(*_: object) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            ask()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def train(
     plan: Plan,
     folder: Path | str,
@@ -168,29 +198,22 @@ def train(
         "checkpoint_root": str(root) if options.checkpoints else None,
         "timeline_every": options.timeline_every,
     }
-    stopped = False
-    with Ranks("pluribus.train.worker", _processes(plan, setting, config), folder) as ranks:
-        events = ranks.events(timeout=_SILENCE_SECONDS)
-        while True:
-            try:
-                rank, event = next(events)
+    stop = _Stop()
+    with (
+        Ranks("pluribus.train.worker", _processes(plan, setting, config), folder) as ranks,
+        stop.on_signals(lambda: ranks.tell(0, "stop")),
+    ):
+        try:
+            for rank, event in ranks.events(timeout=_SILENCE_SECONDS):
                 recorder.take(rank, event)
-            except StopIteration:
-                break
-            except KeyboardInterrupt:
-                if stopped:
-                    raise
-                stopped = True
-                ranks.tell(0, "stop")
-                recorder.write({"event": "stop"})
-            except PluribusError as error:
-                raise _with_checkpoint(error, root) from None
+        except PluribusError as error:
+            raise _with_checkpoint(error, root) from None
     del store  # held until the last rank has left
-    recorder.write({"event": "end", "stopped": stopped})
+    recorder.write({"event": "end", "stopped": stop.asked})
     return RunResult(
         folder=folder,
         steps=tuple(recorder.steps),
-        stopped=stopped,
+        stopped=stop.asked,
         checkpoint=latest(root),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -195,7 +196,7 @@ def _autocast(device: str, bf16: bool) -> Callable[[], AbstractContextManager[An
 def train_rank(line: RankLine) -> None:
     """A rank from its first line to its last."""
     rank = Rank(line)
-    line.report("ready")
+    line.report("ready", pid=os.getpid())
     rank.run(
         line.config["until"],
         checkpoint_root=line.config["checkpoint_root"],
