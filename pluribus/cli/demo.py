@@ -245,5 +245,5 @@ def _tokenise(folder: Path) -> None:
     say(f"{len(files)} files; training a byte-level BPE of {vocab_size} tokens")
     tokenizer = train_bpe(files, vocab_size, max_bytes=TOKENIZER_BYTES)
     save_tokenizer(tokenizer, folder / "tokenizer.json")
-    shard = encode_files(tokenizer, files, folder / "tokens.bin")
-    say(f"{shard.num_tokens:,} tokens")
+    tokens = encode_files(tokenizer, files, folder / "tokens.bin").tokens
+    say(f"{len(tokens):,} tokens")

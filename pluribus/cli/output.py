@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pluribus.core.units import format_bytes, format_count, format_seconds
+from pluribus.core.units import GIB, format_seconds
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
 from pluribus.spec.run import Comparison
 
-console = Console(highlight=False)
+# Piped output keeps a fixed width, so that tables do not depend on who reads them.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 messages = Console(stderr=True, highlight=False)
 
 
@@ -34,25 +36,26 @@ def print_plan(plan: Plan) -> None:
     prediction = plan.prediction
     assert prediction is not None
     stages = Table(title="Who does what", title_justify="left")
-    for name in ("pipeline", "stage", "chips", "layers", "micro-batches", "forward + backward"):
-        stages.add_column(name)
-    stages.add_column("busy", justify="right")
-    stages.add_column("memory per chip", justify="right")
+    stages.add_column("stage", no_wrap=True)
+    stages.add_column("chips", no_wrap=True)
+    stages.add_column("layers")
+    for name in ("micro-batches", "fwd + bwd", "busy", "memory"):
+        stages.add_column(name, justify="right")
     for p, pipeline, copies in _distinct(plan):
+        stages.add_section()
         for s, stage in enumerate(pipeline.stages):
             row = prediction.stages[p][s]
-            chip = setting.pool(stage.pool).chip
-            label = f"{len(stage.chips)} × {chip.key}" if len(stage.chips) > 1 else chip.key
+            count = f"{len(stage.chips)} × " if len(stage.chips) > 1 else ""
+            batches = f"{pipeline.micro_batches} of {pipeline.micro_batch_size}"
             stages.add_row(
-                ("" if s else f"{p}" + (f" (× {copies})" if copies > 1 else "")),
-                str(s),
-                f"{label} ({stage.pool})",
+                f"{p}.{s}" + (f" × {copies}" if copies > 1 else ""),
+                f"{count}{stage.pool}",
                 setting.model.describe_layers(*stage.layers)
                 + (", recompute" if stage.recompute == "full" else ""),
-                f"{pipeline.micro_batches} × {pipeline.micro_batch_size}",
-                f"{format_seconds(row.forward)} + {format_seconds(row.backward)}",
+                batches,
+                format_seconds(row.forward + row.backward),
                 f"{row.busy:.0%}",
-                f"{format_bytes(row.memory.total)} of {format_bytes(row.memory.capacity)}",
+                f"{row.memory.total / GIB:.1f} of {row.memory.capacity / GIB:.1f} GiB",
             )
     console.print(stages)
     step = prediction.step_seconds
@@ -130,9 +133,9 @@ def _print_alternatives(plan: Plan) -> None:
 def print_comparison(comparison: Comparison) -> None:
     """Each chip alone, the even split and the plan: predicted and measured."""
     table = Table(title="Predicted against measured", title_justify="left")
-    table.add_column("")
-    for name in ("tokens/s", "step predicted", "step measured", "error", "against even"):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for name in ("tokens/s", "predicted", "measured", "error", "against even"):
+        table.add_column(name, justify="right", no_wrap=True)
     even = comparison.row("even")
     for row in comparison.rows:
         ratio = f"{row.tokens_per_s / even.tokens_per_s:.2f} ×" if even else ""
@@ -151,8 +154,3 @@ def print_comparison(comparison: Comparison) -> None:
             f"aggregation: the chips together deliver {comparison.aggregation:.1%} of what each "
             "delivers alone, summed"
         )
-
-
-__all__ = [
-    "console", "format_count", "messages", "print_comparison", "print_json", "print_plan", "say",
-]  # fmt: skip

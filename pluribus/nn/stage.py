@@ -5,11 +5,12 @@ The full model is the stage that holds every layer; there is no other model clas
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from pluribus.nn.config import DecoderConfig
@@ -102,6 +103,19 @@ class StageModule(nn.Module):
         return self.model.embed_tokens.weight if tied else self.lm_head.weight
 
 
+class _NoDefaultInit(TorchFunctionMode):
+    """Modules fill their parameters when made; on "meta" that does nothing but import seconds'
+    worth of decompositions."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def build_stage(
     config: DecoderConfig,
     layers: tuple[int, int],
@@ -119,7 +133,7 @@ def build_stage(
         device: on "meta" the parameters have shapes and no values.
         dtype: of the parameters.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDefaultInit():
         stage = StageModule(config, layers, recompute=recompute, dtype=dtype)
     if torch.device(device).type == "meta":
         return stage

@@ -79,18 +79,25 @@ class Search:
                 where="job.toml [train.precision]",
                 do="Choose a precision that one of the chips has.",
             )
-        scored = self._score(self._drafts(self._partitions(pools)))
+        singles = {pool: self._single(pool) for pool in pools}
+        scored = self._weigh(pools, singles)
         if not scored:
             raise self._impossible(pools)
-        alone = {pool: _rate_alone(scored, pool) for pool in pools}
+        alone = {pool: _rate(items) for pool, items in singles.items()}
         scored = [self._with_alone(item, alone) for item in scored]
+        even = self._even(scored, pools)
+        if even is not None:
+            even = self._with_alone(even, alone)
+            # Gradient sums can favour equal cuts: the even split runs in the race.
+            scored.append(even)
         order = self._order(scored)
         chosen = order[0]
-        even = self._even(scored, pools)
-        rows = [self._row(item, chosen) for item in order[:_SHOW]]
-        if even is not None:
-            row = self._row(self._with_alone(even, alone), chosen)
-            rows.append(replace(row, name=f"even split: {row.name}"))
+        shown = _one_of_each_way([item for item in order if item is not even])[:_SHOW]
+        rows = [
+            self._row(item, chosen, "even split: " if item is even else "")
+            for item in order
+            if item is even or any(item is other for other in shown)
+        ]
         return replace(
             chosen.plan,
             prediction=chosen.forecast.prediction,
@@ -100,14 +107,24 @@ class Search:
 
     def alone(self, pool: str) -> Plan | None:
         """The fastest plan on one pool by itself; None when the model does not fit there."""
-        return _fastest(self._score(self._drafts([((pool,),)])))
+        return _fastest(self._single(pool))
 
     def even(self) -> Plan | None:
         """The fastest plan that treats every chip alike: equal layers, equal micro-batches.
         None when no such plan fits."""
         pools = [pool.address for pool in self.finder.usable_pools]
-        even = self._even(self._score(self._drafts(self._partitions(pools))), pools)
+        singles = {pool: self._single(pool) for pool in pools}
+        even = self._even(self._weigh(pools, singles), pools)
         return _fastest([even] if even else [])
+
+    def _single(self, pool: str) -> list[Scored]:
+        """Plans on one pool by itself, fastest first."""
+        return self._score(self._drafts([((pool,),)]))
+
+    def _weigh(self, pools: Sequence[str], singles: dict[str, list[Scored]]) -> list[Scored]:
+        """Plans of every way to team up the pools, those of single pools included."""
+        teams = self._score(self._drafts(self._partitions(pools)))
+        return sorted(itertools.chain(teams, *singles.values()), key=lambda item: item.seconds)
 
     def _even(self, scored: Sequence[Scored], pools: Sequence[str]) -> Scored | None:
         """The fastest even split of the shapes that use every pool."""
@@ -130,17 +147,23 @@ class Search:
         return min(self._score(drafts), key=lambda item: item.seconds, default=None)
 
     def _partitions(self, pools: Sequence[str]) -> list[tuple[Team, ...]]:
+        """Ways to use more than one pool."""
         if len(pools) <= _FULL_PARTITIONS:
             subsets = itertools.chain.from_iterable(
                 itertools.combinations(pools, n) for n in range(len(pools), 0, -1)
             )
-            return [partition for subset in subsets for partition in _set_partitions(subset)]
+            return [
+                partition
+                for subset in subsets
+                if len(subset) > 1
+                for partition in _set_partitions(subset)
+            ]
         singles = tuple((pool,) for pool in pools)
         pairs = [
             (pair, *((p,) for p in pools if p not in pair))
             for pair in itertools.combinations(pools, 2)
         ]
-        return [singles, *pairs, *((single,) for single in singles)]
+        return [singles, *pairs]
 
     def _score(self, drafts: Iterable[Draft]) -> list[Scored]:
         """The most promising drafts, timed exactly, fastest first; only what fits."""
@@ -233,11 +256,11 @@ class Search:
         late = [item for item in scored if item not in in_time]
         return sorted(in_time, key=lambda item: (item.money, item.seconds)) + late
 
-    def _row(self, item: Scored, chosen: Scored) -> Alternative:
+    def _row(self, item: Scored, chosen: Scored, prefix: str) -> Alternative:
         prediction = item.forecast.prediction
         memory = [s.memory for stages in prediction.stages for s in stages]
         return Alternative(
-            name=name_of(item.plan, self.setting),
+            name=prefix + name_of(item.plan, self.setting),
             step_seconds=item.seconds,
             memory_share=max(m.total / m.capacity for m in memory),
             aggregation=prediction.aggregation,
@@ -296,6 +319,19 @@ class Search:
         )
 
 
+def _way(draft: Draft) -> tuple[tuple[str, ...], ...]:
+    """How a draft teams up the pools, and their order along each team's pipelines."""
+    return tuple(sorted(candidate.shape.pools for candidate, _ in draft))
+
+
+def _one_of_each_way(order: Sequence[Scored]) -> list[Scored]:
+    """The best of every way to use the pools, best first."""
+    best: dict[tuple, Scored] = {}
+    for item in order:
+        best.setdefault(_way(item.draft), item)
+    return list(best.values())
+
+
 def _most_promising(drafts: Iterable[Draft]) -> list[Draft]:
     """The fastest drafts by their bottleneck, and the fastest of every way to team up pools."""
 
@@ -304,19 +340,16 @@ def _most_promising(drafts: Iterable[Draft]) -> list[Draft]:
 
     chosen, ways = [], set()
     for draft in sorted(drafts, key=seconds):
-        way = tuple(sorted(candidate.shape.pools for candidate, _ in draft))
+        way = _way(draft)
         if len(chosen) < _SCORE or way not in ways:
             chosen.append(draft)
         ways.add(way)
     return chosen
 
 
-def _rate_alone(scored: Sequence[Scored], pool: str) -> float:
-    """Tokens/s of the fastest plan that uses just this pool; 0 when the model does not fit."""
-    for item in scored:
-        if {p for candidate, _ in item.draft for p in candidate.shape.pools} == {pool}:
-            return item.forecast.prediction.tokens_per_s
-    return 0.0
+def _rate(scored: Sequence[Scored]) -> float:
+    """Tokens/s of the fastest, which is the first; 0 when nothing fits."""
+    return scored[0].forecast.prediction.tokens_per_s if scored else 0.0
 
 
 def _fastest(scored: Sequence[Scored]) -> Plan | None:

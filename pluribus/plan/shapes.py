@@ -18,7 +18,9 @@ import numpy as np
 from pluribus.hardware.cluster import Pool
 from pluribus.plan.split import even_split, min_max_split
 from pluribus.plan.table import StageKind, StageTable
-from pluribus.predict.collectives import message_seconds
+from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
+from pluribus.predict.compute import optimizer_seconds
+from pluribus.predict.memory import GRADIENT_BYTES
 from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.spec.plan import Pipeline, Stage
 
@@ -64,16 +66,18 @@ class Candidate:
     Attributes:
         first: seconds of one micro-batch through the pipeline and back.
         each: seconds every further micro-batch adds: the slowest stage.
+        tail: seconds of the gradient sums among the shape's own pipelines, and of the update.
     """
 
     shape: Shape
     layers: tuple[tuple[int, int], ...]
     first: float
     each: float
+    tail: float
 
     def seconds(self, micro_batches: int) -> float:
-        """Seconds of the pipeline's step without gradient sums and update."""
-        return self.first + (micro_batches - 1) * self.each
+        """Seconds of the pipeline's step without gradient sums with other shapes."""
+        return self.first + (micro_batches - 1) * self.each + self.tail
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,26 @@ class ShapeFinder:
             layers = cut
         seconds = [float(t.seconds[r]) for t, r in zip(tables, layers, strict=True)]
         first = sum(seconds) + 2 * self._messages(shape)
-        return Candidate(shape, layers, first, max(seconds))
+        return Candidate(shape, layers, first, max(seconds), self._tail(shape, layers))
+
+    def _tail(self, shape: Shape, layers: Sequence[tuple[int, int]]) -> float:
+        """Seconds of the longest gradient sum and update of a stage over like pipelines."""
+        setting, longest, index = self.setting, 0.0, 0
+        for address, count, tp in zip(
+            shape.pools, shape.stages, shape.tensor_parallel, strict=True
+        ):
+            pool, chips = setting.pool(address), self._chips(address)
+            table = self.table(StageKind(address, tp, shape.micro_batch_size, shape.recompute))
+            for s in range(count):
+                parameters = float(table.parameters[layers[index]])
+                members = chips[s * tp : shape.pipelines * count * tp : count * tp]
+                sums = group_all_reduce_seconds(
+                    parameters * GRADIENT_BYTES, members, setting.cluster, setting.profile
+                )
+                update = optimizer_seconds(parameters, pool.chip, setting.profile)
+                longest = max(longest, sums + update)
+                index += 1
+        return longest
 
     def least_overflow(self, shape: Shape, sequences: int) -> tuple[float, str]:
         """By how many bytes the best cut still overflows, and the pool where."""
@@ -186,15 +209,16 @@ class ShapeFinder:
     ) -> Iterator[Shape]:
         """Every shape of a team, the pools in the team's order."""
         pools = [self.setting.pool(address) for address in team]
+        num_layers = len(self.setting.model.layers)
         modes = {"auto": ("none", "full")}.get(self.setting.job.plan.recompute)
         for degrees in itertools.product(*map(self.tensor_parallel_degrees, pools)):
             groups = [p.num_chips // tp for p, tp in zip(pools, degrees, strict=True)]
             most = min(*groups, sequences // micro_batch_size)
             for pipelines in range(1, most + 1):
-                stages = tuple(g // pipelines for g in groups)
+                stages = tuple(min(g // pipelines, num_layers) for g in groups)
                 # More pipelines of the same depth use more chips: only the largest
                 # count of each depth can be best.
-                later = tuple(g // (pipelines + 1) for g in groups)
+                later = tuple(min(g // (pipelines + 1), num_layers) for g in groups)
                 if stages == later and pipelines < most:
                     continue
                 for recompute in modes or (self.setting.job.plan.recompute,):

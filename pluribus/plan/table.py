@@ -65,17 +65,21 @@ class StageTable:
         return float(self.layer_seconds.sum())
 
     @cached_property
+    def parameters(self) -> np.ndarray:
+        """[L + 1, L + 1] parameters on one chip; infinite for empty runs."""
+        layers, tp = self.setting.model.layers, self.kind.tensor_parallel
+        result = _runs(np.array([layer.parameters_per_rank(tp=tp) for layer in layers]))
+        if self.setting.tied_layers:
+            # The head without the embedding keeps a copy of its matrix.
+            result[1:, -1] += layers[-1].tied_parameters // tp
+        return result
+
+    @cached_property
     def _static_bytes(self) -> np.ndarray:
         setting, kind = self.setting, self.kind
-        layers = setting.model.layers
         per_parameter = weight_bytes(setting) + GRADIENT_BYTES + OPTIMIZER_BYTES
-        own = np.array([layer.parameters_per_rank(tp=kind.tensor_parallel) for layer in layers])
-        result = _runs(own * per_parameter)
-        if setting.tied_layers:
-            copy = layers[-1].tied_parameters // kind.tensor_parallel * per_parameter
-            result[1:, -1] += copy  # the head without the embedding keeps a copy of its matrix
-        pool = setting.pool(kind.pool)
-        return result + buffer_bytes(setting, pool, kind.micro_batch_size)
+        buffers = buffer_bytes(setting, setting.pool(kind.pool), kind.micro_batch_size)
+        return self.parameters * per_parameter + buffers
 
     @cached_property
     def _kept_bytes(self) -> np.ndarray:
