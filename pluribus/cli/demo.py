@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     demo.prepare()
     demo.plan()
     rows = demo.compare()
-    rows.append(demo.train())
+    rows += demo.train()
     comparison = Comparison(rows=tuple(rows))
     write_json(demo.folder / "comparison.json", to_table(comparison))
 
@@ -177,8 +177,8 @@ class Demo:
                 )
         return rows
 
-    def train(self) -> Measurement:
-        """The plan, to the end of its steps."""
+    def train(self) -> list[Measurement]:
+        """The plan, to the end of its steps or to Ctrl-C; one measurement if it made two."""
         from pluribus.train.compare import measurement
         from pluribus.train.run import train
 
@@ -186,11 +186,13 @@ class Demo:
         with TrainView(self.best) as view:
             result = train(self.best, self.folder, listener=view.listen, progress=say)
         self.checkpoint = result.checkpoint
+        if len(result.steps) < 2:
+            return []
         console.print(
             f"loss {result.steps[0].loss:.3f} → {result.steps[-1].loss:.3f} "
             f"in {len(result.steps)} steps"
         )
-        return measurement(self.best, "our plan", "plan", result.steps)
+        return [measurement(self.best, "our plan", "plan", result.steps)]
 
     def _search(self, job: Job) -> Search:
         return Search(Setting(job, self.model, self.cluster, self.profile))

@@ -43,10 +43,11 @@ def format_seconds(seconds: float) -> str:
 
 def format_count(number: float) -> str:
     """A large count with a decimal suffix: ``7.24 B`` for parameters, ``1.2 k`` for tokens."""
+    number = float(f"{number:.3g}")  # first, so that 999 600 reads 1 M, not 1e+03 k
     for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= size:
             return f"{number / size:.3g} {suffix}"
-    return f"{number:.0f}" if number == int(number) else f"{number:.3g}"
+    return f"{number:.3g}"
 
 
 def parse_duration(text: str) -> float:

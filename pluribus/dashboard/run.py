@@ -13,7 +13,6 @@ from pluribus.dashboard.write import write_report
 from pluribus.predict.predict import forecast
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
-from pluribus.spec.profile import Profile
 from pluribus.spec.run import ActionTime, Comparison, StepEvent, StepTimeline, read_events
 
 
@@ -21,7 +20,7 @@ def report_run(folder: Path) -> tuple[Path, Path]:
     """Writes report.html and trace.json into a run's folder.
 
     Args:
-        folder: has plan.json; events.jsonl, profile.json and comparison.json where there are.
+        folder: has plan.json; events.jsonl and comparison.json where there are.
 
     Returns:
         Both files.
@@ -40,8 +39,7 @@ def report_run(folder: Path) -> tuple[Path, Path]:
 def read_run(folder: Path) -> ReportData:
     """Everything a run's folder tells."""
     plan = Plan.load(folder / "plan.json")
-    profile = folder / "profile.json"
-    setting = Setting.of_plan(plan, Profile.load(profile) if profile.exists() else None)
+    setting = Setting.of_plan(plan)
     alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
     events = read_events(folder / "events.jsonl") if (folder / "events.jsonl").exists() else []
     comparison = folder / "comparison.json"

@@ -24,6 +24,7 @@ from pluribus.spec.run import Comparison, Measurement
 
 # A longer table starts folded, so that the page stays readable.
 MAX_OPEN_ROWS = 20
+MAX_UNBROKEN = 24  # letters of a cell of words that stay on one line
 
 _ROLES = {"alone": "alone", "even": "even split", "plan": "our plan"}
 _COMPUTE = (ActionKind.FORWARD, ActionKind.BACKWARD)
@@ -54,7 +55,9 @@ def table(
     """
 
     def cell(tag: str, column: int, text: str) -> str:
-        css = "" if column < words else ' class="number"'
+        css = ' class="number"'
+        if column < words:
+            css = ' class="long"' if len(text) > MAX_UNBROKEN else ""
         scope = ' scope="col"' if tag == "th" else ""
         body = text if isinstance(text, _Markup) else escape(text)
         return f"<{tag}{scope}{css}>{body}</{tag}>"

@@ -80,7 +80,7 @@ class Search:
                 do="Choose a precision that one of the chips has.",
             )
         singles = {pool: self._single(pool) for pool in pools}
-        scored = self._weigh(pools, singles)
+        scored = self._weigh(pools, singles) or self._together(pools)
         if not scored:
             raise self._impossible(pools)
         alone = {pool: _rate(items) for pool, items in singles.items()}
@@ -123,7 +123,8 @@ class Search:
 
     def _weigh(self, pools: Sequence[str], singles: dict[str, list[Scored]]) -> list[Scored]:
         """Plans of every way to team up the pools, those of single pools included."""
-        teams = self._score(self._drafts(self._partitions(pools)))
+        able = [pool for pool in pools if singles[pool]]
+        teams = self._score(self._drafts(self._partitions(pools, able)))
         return sorted(itertools.chain(teams, *singles.values()), key=lambda item: item.seconds)
 
     def _even(self, scored: Sequence[Scored], pools: Sequence[str]) -> Scored | None:
@@ -146,8 +147,24 @@ class Search:
                 drafts.append(tuple(cuts))
         return min(self._score(drafts), key=lambda item: item.seconds, default=None)
 
-    def _partitions(self, pools: Sequence[str]) -> list[tuple[Team, ...]]:
-        """Ways to use more than one pool."""
+    def _together(self, pools: Sequence[str]) -> list[Scored]:
+        """Plans of the fewest pools that hold the model as one team, most memory first."""
+        for n in range(2, len(pools) + 1):
+            scored = self._score(self._drafts([(self._largest(pools, n),)]))
+            if scored:
+                return scored
+        return []
+
+    def _largest(self, pools: Sequence[str], count: int) -> Team:
+        memory = {pool: self.setting.pool(pool).memory for pool in pools}
+        return tuple(sorted(pools, key=lambda pool: -memory[pool])[:count])
+
+    def _partitions(self, pools: Sequence[str], able: Sequence[str]) -> list[tuple[Team, ...]]:
+        """Ways to use more than one pool.
+
+        Args:
+            able: the pools that hold the model by themselves.
+        """
         if len(pools) <= _FULL_PARTITIONS:
             subsets = itertools.chain.from_iterable(
                 itertools.combinations(pools, n) for n in range(len(pools), 0, -1)
@@ -158,12 +175,11 @@ class Search:
                 if len(subset) > 1
                 for partition in _set_partitions(subset)
             ]
-        singles = tuple((pool,) for pool in pools)
         pairs = [
-            (pair, *((p,) for p in pools if p not in pair))
+            (pair, *((pool,) for pool in able if pool not in pair))
             for pair in itertools.combinations(pools, 2)
         ]
-        return [singles, *pairs]
+        return [tuple((pool,) for pool in able), *pairs] if able else pairs
 
     def _score(self, drafts: Iterable[Draft]) -> list[Scored]:
         """The most promising drafts, timed exactly, fastest first; only what fits."""
@@ -187,10 +203,11 @@ class Search:
     def _deals(self, partition: tuple[Team, ...], micro_batch_size: int) -> Iterator[Draft]:
         global_batch = self.setting.job.train.global_batch
         speeds = [sum(self._ideal_speed(pool, micro_batch_size) for pool in t) for t in partition]
+        keep = _KEEP_SHAPES if len(partition) <= _FULL_PARTITIONS else 1
         options = []
         for team, speed in zip(partition, speeds, strict=True):
             sequences = max(micro_batch_size, round(global_batch * speed / sum(speeds)))
-            options.append(self.finder.best(team, micro_batch_size, sequences, _KEEP_SHAPES))
+            options.append(self.finder.best(team, micro_batch_size, sequences, keep))
         for choice in itertools.product(*options):
             owners = [i for i, c in enumerate(choice) for _ in range(c.shape.pipelines)]
             counts = deal_micro_batches(
@@ -225,6 +242,7 @@ class Search:
             cluster_digest=setting.cluster.digest,
             model_config=dict(setting.model.config),
             directory=setting.job.directory,
+            profile=setting.profile,
         )
 
     def _with_alone(self, item: Scored, alone: dict[str, float]) -> Scored:
@@ -296,7 +314,7 @@ class Search:
                 where="job.toml [plan.micro_batch_sizes]",
                 do="Add a micro-batch size that divides it, e.g. 1.",
             )
-        teams = [tuple(pools[:n]) for n in range(1, len(pools) + 1)]
+        teams = [self._largest(pools, n) for n in range(1, len(pools) + 1)]
         teams += [(pool,) for pool in pools]
         least, worst = math.inf, pools[0]
         for team in dict.fromkeys(teams):

@@ -41,7 +41,7 @@ def predict(plan: Plan, profile: Profile | None = None) -> Prediction:
 
     Args:
         plan: a plan; what each pool delivers alone is taken from the prediction it carries.
-        profile: measured facts to use instead of formulas.
+        profile: measured facts to use instead of those it was planned with.
     """
     alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
     return forecast(plan, Setting.of_plan(plan, profile), alone).prediction
@@ -181,10 +181,13 @@ def _stage_prediction(
 
 
 def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdown:
-    """Splits one stage's step. Waiting for a message counts as communication up to what the
-    message itself takes; the rest of the wait is the bubble."""
-    waited = exposed = 0.0
+    """Splits one stage's step. Waiting for a message or a sum counts as communication up to what
+    it takes by itself; the rest of the wait is the bubble."""
+    waited = exposed = summed = 0.0
     for span in timeline.lanes[lane]:
+        if span.action.kind is ActionKind.REDUCE:
+            waited += span.seconds
+            summed += min(span.seconds, durations.reduce[span.action.index])
         if span.action.kind in _RECEIVE:
             step = -1 if span.action.kind is ActionKind.RECV_ACTIVATION else 1
             message = durations.transfer((lane[0], lane[1] + step), lane)
@@ -195,8 +198,8 @@ def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdow
     return Breakdown(
         compute=timeline.seconds(lane, *_COMPUTE),
         pipeline_communication=exposed + sends,
-        bubble=waited - exposed + idle,
-        gradient_sync=timeline.seconds(lane, ActionKind.REDUCE),
+        bubble=waited - exposed - summed + idle,
+        gradient_sync=summed,
         optimizer=timeline.seconds(lane, ActionKind.STEP),
     )
 

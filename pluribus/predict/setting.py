@@ -32,6 +32,10 @@ class Setting:
     def of_plan(cls, plan: Plan, profile: Profile | None = None) -> Setting:
         """The setting a plan was made in, from the tables it carries.
 
+        Args:
+            plan: the plan.
+            profile: used instead of the one it was planned with.
+
         Raises:
             PlanError: its job or cluster is no longer the one it was made for.
         """
@@ -48,7 +52,7 @@ class Setting:
                     where=f"plan.json [{name}]",
                     do=f"Change the {name} file instead and plan again: pluribus plan job.toml.",
                 )
-        return cls(job, Model.from_config(plan.model_config), cluster, profile)
+        return cls(job, Model.from_config(plan.model_config), cluster, profile or plan.profile)
 
     @property
     def sequence_length(self) -> int:

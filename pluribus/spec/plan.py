@@ -17,6 +17,7 @@ from pluribus.core.errors import PlanError
 from pluribus.core.io import digest, read_json, write_json
 from pluribus.core.schema import from_table, to_table
 from pluribus.spec.prediction import Alternative, Prediction
+from pluribus.spec.profile import Profile
 
 PLAN_VERSION = 1
 
@@ -94,6 +95,7 @@ class Plan:
         cluster: the cluster as a table (`Cluster.from_table`).
         model_config: the model's config.json.
         directory: folder the job's paths are relative to.
+        profile: the measured facts it was planned with, if any.
         prediction: what `predict` said of it.
         alternatives: the plans that were weighed, best first.
         explanation: one line per thing the planner wants the user to know.
@@ -106,6 +108,7 @@ class Plan:
     cluster_digest: str
     model_config: dict[str, Any]
     directory: str = "."
+    profile: Profile | None = None
     prediction: Prediction | None = None
     alternatives: tuple[Alternative, ...] = ()
     explanation: tuple[str, ...] = ()
@@ -136,7 +139,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        return digest(to_table(replace(self, prediction=None, alternatives=(), explanation=())))
+        return digest(to_table(replace(self, profile=None, prediction=None, alternatives=(), explanation=())))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         write_json(path, to_table(self))

@@ -24,11 +24,17 @@ def measure_plan(
     steps: int = 3,
     listener: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Measurement:
-    """Runs a plan for ``steps`` steps after warming up, without checkpoints."""
+    """Runs a plan for ``steps`` steps after warming up, without checkpoints.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it.
+    """
     options = RunOptions(
         steps=steps + WARM_UP_STEPS, checkpoints=False, resume=False, timeline_every=10**9
     )
     result = train(plan, folder, options=options, listener=listener)
+    if result.stopped:
+        raise KeyboardInterrupt
     return measurement(plan, name, role, result.steps)
 
 
@@ -37,7 +43,7 @@ def measurement(
 ) -> Measurement:
     """What some steps say: their median without the first, and half the middle half."""
     seconds = sorted(step.seconds for step in steps[WARM_UP_STEPS:])
-    assert seconds, f"{name} made no step after warming up"
+    assert seconds, f"{name}: no step after warming up"
     assert plan.prediction is not None
     middle = statistics.median(seconds)
     quarter = len(seconds) // 4

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import pytest
+
+from pluribus.core.errors import PlanError
+from pluribus.hardware.link import LinkSpec
+from pluribus.predict.predict import _durations, forecast, predict
+from pluribus.predict.schedule import ActionKind, gradient_groups, plan_actions
+from pluribus.predict.setting import Setting
+from pluribus.predict.timeline import simulate
+from pluribus.spec.plan import Plan
+from pluribus.spec.profile import LayerTime, OptimizerTime, Profile
+
+from ..small import (
+    SEQUENCE,
+    make_chip,
+    make_job,
+    make_model,
+    make_pipeline,
+    make_plan,
+    make_pool,
+    make_setting,
+)
+
+MODEL = make_model(blocks=4, tied=True)
+POOLS = (
+    make_pool("a", make_chip("fast", 10), nodes=2, chips_per_node=3, gbps=1, price=2),
+    make_pool("b", make_chip("slow", 1), nodes=1, chips_per_node=2, gbps=1, price=0.5),
+)
+LINKS = (LinkSpec(between=("here/a", "here/b"), gbps=0.5, latency_us=20),)
+SETTING = make_setting(POOLS, MODEL, make_job(batch=22), LINKS)
+
+
+def unlike_plan() -> Plan:
+    """Three like pipelines on the fast chips, of which one reaches into the other node, and one
+    over both slow chips."""
+    return make_plan(
+        SETTING,
+        make_pipeline(("here/a/0/0", 0, 3), ("here/a/0/1", 3, 6), micro_batches=6),
+        make_pipeline(("here/a/0/2", 0, 3), ("here/a/1/0", 3, 6), micro_batches=6),
+        make_pipeline(("here/a/1/1", 0, 3), ("here/a/1/2", 3, 6), micro_batches=6),
+        make_pipeline(("here/b/0/0", 0, 4), ("here/b/0/1", 4, 6), micro_batches=4),
+    )
+
+
+def test_the_parts_of_the_step_sum_to_it() -> None:
+    plans = (
+        unlike_plan(),
+        make_plan(
+            SETTING,
+            make_pipeline(("here/a/0/0", 0, 2), ("here/b/0/0", 2, 4), ("here/a/1/0", 4, 6),
+                          micro_batches=22),
+        ),
+        make_plan(SETTING, make_pipeline(("here/b/0/0", 0, 6), micro_batches=22)),
+    )  # fmt: skip
+    for plan in plans:
+        prediction = forecast(plan, SETTING, {}).prediction
+        parts = astuple(prediction.breakdown)
+        assert sum(parts) == pytest.approx(prediction.step_seconds.mid, abs=1e-9)
+        assert min(parts) >= 0
+
+
+def test_waiting_counts_as_messages_up_to_what_each_of_them_takes() -> None:
+    """The slow stage in the middle hears from a near and from a far neighbour."""
+    plan = make_plan(
+        SETTING,
+        make_pipeline(("here/a/0/0", 0, 1), ("here/a/0/1", 1, 5), ("here/b/0/0", 5, 6),
+                      micro_batches=1),
+    )  # fmt: skip
+    result = forecast(plan, SETTING, {})
+    near = SETTING.cluster.link("here/a/0/0", "here/a/0/1").seconds(SEQUENCE * 64 * 2)
+    far = SETTING.cluster.link("here/a/0/1", "here/b/0/0").seconds(SEQUENCE * 64 * 2)
+    busiest = max(
+        ((0, s) for s in range(3)),
+        key=lambda lane: result.timeline.seconds(lane, ActionKind.FORWARD, ActionKind.BACKWARD),
+    )
+    assert busiest == (0, 1)
+    # One micro-batch: nothing hides either message.
+    assert result.prediction.breakdown.pipeline_communication == pytest.approx(near + far)
+
+
+def test_like_pipelines_are_timed_once_and_all_the_same() -> None:
+    """The shortcut gives the spans of a simulation of all stages, wherever their chips sit."""
+    plan = unlike_plan()
+    groups = gradient_groups(plan, SETTING.tied_layers)
+    actions = {
+        (p, s): program
+        for p, stages in enumerate(plan_actions(plan, groups))
+        for s, program in enumerate(stages)
+    }
+    whole = simulate(actions, _durations(plan, SETTING, groups), groups)
+    quick = forecast(plan, SETTING, {}).timeline
+    assert quick.lanes.keys() == whole.lanes.keys()
+    for lane, spans in whole.lanes.items():
+        assert [s.action for s in quick.lanes[lane]] == [s.action for s in spans]
+        assert [s.end for s in quick.lanes[lane]] == pytest.approx([s.end for s in spans])
+    backward = ActionKind.BACKWARD
+    ends = [max(s.end for s in quick.lanes[p, 0] if s.action.kind is backward) for p in range(3)]
+    assert ends[0] == ends[2]
+    assert ends[1] > ends[0]  # its messages leave the node
+
+
+def test_one_chip_by_hand() -> None:
+    """One chip, measured layers: forward and backward of each micro-batch, then the update."""
+    layers = tuple(
+        LayerTime(
+            chip="fast", layer=signature, micro_batch=2, sequence_length=SEQUENCE,
+            precision="bf16", forward=1.0, backward=2.0, spread=0.03,
+        )
+        for signature in {layer.signature for layer in MODEL.layers}
+    )  # fmt: skip
+    update = OptimizerTime(chip="fast", seconds_per_parameter=1e-3, spread=0.0)
+    profile = Profile(cluster_digest="", layers=layers, optimizers=(update,))
+    pipeline = make_pipeline(("here/a/0/0", 0, 6), micro_batches=11, micro_batch_size=2)
+    prediction = predict(make_plan(SETTING, pipeline), profile)
+    seconds = 11 * 6 * 3 + MODEL.num_parameters * 1e-3
+    assert prediction.step_seconds.mid == pytest.approx(seconds)
+    assert prediction.step_seconds.low == pytest.approx(seconds * 0.97)
+    assert prediction.step_seconds.high == pytest.approx(seconds * 1.03)
+    assert prediction.tokens_per_s == pytest.approx(22 * SEQUENCE / seconds)
+    assert prediction.money_per_step == pytest.approx(2 * seconds / 3600)
+    assert prediction.breakdown.compute == pytest.approx(198)
+    assert prediction.stages[0][0].busy == pytest.approx(198 / seconds)
+    flops = 3 * sum(layer.forward_flops(1, SEQUENCE) for layer in MODEL.layers) * 22
+    assert prediction.mfu == pytest.approx(flops / seconds / 10e12)
+
+
+def test_money_and_peak_count_every_chip_of_the_plan() -> None:
+    plan = unlike_plan()
+    prediction = forecast(plan, SETTING, {}).prediction
+    step = prediction.step_seconds.mid
+    assert prediction.money_per_step == pytest.approx((6 * 2 + 2 * 0.5) * step / 3600)
+    flops = 3 * MODEL.forward_flops_per_token(SEQUENCE) * 22 * SEQUENCE
+    assert prediction.mfu == pytest.approx(flops / step / 62e12)
+
+
+def test_no_peak_no_mfu(tmp_path: Path) -> None:
+    """And such a plan comes back from its file."""
+    chip = replace(make_chip(), peak_tflops={})
+    setting = make_setting([make_pool("a", chip)], MODEL, make_job(batch=4))
+    plan = make_plan(setting, make_pipeline(("here/a/0/0", 0, 6)))
+    prediction = predict(plan)
+    assert prediction.mfu is None
+    assert prediction.aggregation is None
+    plan = replace(plan, prediction=prediction)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_aggregation_is_against_the_sum_of_the_pools_alone() -> None:
+    plan = unlike_plan()
+    first = forecast(plan, SETTING, {"here/a": 100.0, "here/b": 50.0}).prediction
+    assert first.aggregation == pytest.approx(first.tokens_per_s / 150)
+    # A plan keeps what its prediction says of the pools alone.
+    again = predict(replace(plan, prediction=first))
+    assert again == first
+    assert forecast(plan, SETTING, {"here/a": 0.0}).prediction.aggregation is None
+
+
+def test_a_prediction_is_the_same_every_time() -> None:
+    fresh = make_setting(POOLS, MODEL, make_job(batch=22), LINKS)
+    assert forecast(unlike_plan(), fresh, {}) == forecast(unlike_plan(), SETTING, {})
+    assert predict(unlike_plan()) == forecast(unlike_plan(), SETTING, {}).prediction
+
+
+@pytest.mark.parametrize("part", ["job", "cluster"])
+def test_a_plan_edited_by_hand_is_refused(part: str) -> None:
+    plan = unlike_plan()
+    if part == "job":
+        train = {**plan.job["train"], "seed": 7}
+        edited = replace(plan, job={**plan.job, "train": train})
+    else:
+        pools = [{**plan.cluster["pool"][0], "nodes": 9}, plan.cluster["pool"][1]]
+        edited = replace(plan, cluster={**plan.cluster, "pool": pools})
+    with pytest.raises(PlanError, match=f"the plan's {part} was changed after planning"):
+        Setting.of_plan(edited)
+
+
+def test_the_memory_of_every_stage_is_told() -> None:
+    plan = unlike_plan()
+    stages = forecast(plan, SETTING, {}).prediction.stages
+    assert [len(row) for row in stages] == [2, 2, 2, 2]
+    assert stages[0] == stages[2]
+    assert stages[3][0].memory.weights > stages[0][0].memory.weights
