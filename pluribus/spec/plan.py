@@ -139,7 +139,8 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        return digest(to_table(replace(self, profile=None, prediction=None, alternatives=(), explanation=())))
+        bare = replace(self, profile=None, prediction=None, alternatives=(), explanation=())
+        return digest(to_table(bare))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         write_json(path, to_table(self))

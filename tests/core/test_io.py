@@ -24,6 +24,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_reader_sees_the_old_file_or_the_new(tmp_path: Path) -> None:
+    path = io.write_text(tmp_path / "x.txt", "old and long")
+    with path.open() as reader:
+        io.write_text(path, "new")
+        assert reader.read() == "old and long"
+    assert path.read_text() == "new"
+
+
 def test_numbers_that_json_does_not_know_are_never_written(tmp_path: Path) -> None:
     path = io.write_json(tmp_path / "x.json", 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
