@@ -2,10 +2,11 @@
 
     .venv/bin/python bench/mixed.py [--repeats 3] [--tokens 8192] [--json FILE]
 
-Every repeat runs all of them once, in turn, so that a slow minute of the machine touches all
-alike; the table shows medians over repeats. "aggregation" is the plan's throughput divided by
-the sum of what each chip delivers alone, on the same global batch; each chip runs alone while
-the other rests. Predictions come from one profile, taken before the first repeat.
+Every repeat profiles, plans, and runs all of them once, in turn, so that a slow minute of the
+machine touches all alike; the table shows medians over repeats. "aggregation" is the plan's
+throughput divided by the sum of what each chip delivers alone on the same global batch. The two
+chips share one machine's memory and caches, so they run alone at the same time, each a model of
+its own (--apart runs one after the other while the other chip rests).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pluribus.cli.demo import MODEL_CONFIG, VOCAB_SIZE
@@ -27,19 +29,18 @@ from pluribus.model.model import Model
 from pluribus.plan.search import Search
 from pluribus.predict.setting import Setting
 from pluribus.spec.job import Job
-from pluribus.spec.plan import Plan
 from pluribus.spec.run import Measurement
 from pluribus.store.tokenizer import encode_files, standard_library_text, train_bpe
-from pluribus.train.compare import measure_plan
+from pluribus.train.compare import measure_alone, measure_plan
 
 console = Console(width=110, highlight=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=8192, help="global batch")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps per run")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=4096, help="global batch")
+    parser.add_argument("--apart", action="store_true", help="chips run alone one by one")
     parser.add_argument("--json", type=Path, help="write the medians to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,24 +74,29 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[Measu
         directory=str(folder),
     )
     model = Model.from_config(folder / "config.json")
-    times = profile(found.cluster, job, model, repeats=9, log_folder=folder / "logs")
-    search = Search(Setting(job, model, found.cluster, times))
-    plans: list[tuple[str, str, Plan | None]] = [
-        (f"{pool.address} alone", "alone", search.alone(pool.address))
-        for pool in found.cluster.pools
-    ]
-    plans += [("even split", "even", search.even()), ("our plan", "plan", search.best())]
     rows: dict[str, list[Measurement]] = {}
     for repeat in range(arguments.repeats):
-        for name, role, plan in plans:
-            if plan is None:
-                continue
-            place = folder / f"{repeat}-{name.replace('/', '-')}"
-            row = measure_plan(plan, name, role, place, steps=arguments.steps)  # type: ignore[arg-type]
-            rows.setdefault(name, []).append(row)
-            console.print(f"repeat {repeat + 1}: {name}: {row.tokens_per_s:,.0f} tokens/s")
-    best = search.best()
-    console.print("the plan: " + best.alternatives[0].name)
+        times = profile(found.cluster, job, model, repeats=5, log_folder=folder / "logs")
+        search = Search(Setting(job, model, found.cluster, times))
+        alone = {f"{p.address} alone": search.alone(p.address) for p in found.cluster.pools}
+        even, best = search.even(), search.best()
+        place = folder / str(repeat)
+        if arguments.apart:
+            made = [
+                measure_plan(plan, name, "alone", place / name.replace("/", "-"), steps=2)
+                for name, plan in alone.items()
+            ]
+        else:
+            made = measure_alone(alone, place, steps=2)
+        made.append(measure_plan(even, "even split", "even", place / "even", steps=3))
+        made.append(measure_plan(best, "our plan", "plan", place / "plan", steps=6))
+        console.print(f"repeat {repeat + 1}: the plan is {escape(best.alternatives[0].name)}")
+        for row in made:
+            rows.setdefault(row.name, []).append(row)
+            console.print(
+                f"  {row.name}: {row.tokens_per_s:,.0f} tokens/s, predicted "
+                f"{row.prediction_error:+.1%}"
+            )
     return rows
 
 
@@ -99,17 +105,25 @@ def summary(rows: dict[str, list[Measurement]]) -> dict[str, float]:
     rate = {name: statistics.median(m.tokens_per_s for m in row) for name, row in rows.items()}
     alone = sum(rate[name] for name, row in rows.items() if row[0].role == "alone")
     predicted = {
-        f"prediction error, {name}": row[0].predicted_seconds
-        / statistics.median(m.measured_seconds for m in row)
-        - 1
+        f"prediction error, {name}": statistics.median(m.prediction_error for m in row)
         for name, row in rows.items()
     }
     return {
         **rate,
         "plan / even split": rate["our plan"] / rate["even split"],
         "aggregation": rate["our plan"] / alone,
+        "aggregation, median of repeats": statistics.median(_aggregations(rows)),
         **predicted,
     }
+
+
+def _aggregations(rows: dict[str, list[Measurement]]) -> list[float]:
+    """The plan's throughput ÷ the chips' alone, within each repeat."""
+    alone = [row for row in rows.values() if row[0].role == "alone"]
+    return [
+        plan.tokens_per_s / sum(row[repeat].tokens_per_s for row in alone)
+        for repeat, plan in enumerate(rows["our plan"])
+    ]
 
 
 def table(rows: dict[str, list[Measurement]]) -> None:
@@ -125,13 +139,14 @@ def table(rows: dict[str, list[Measurement]]) -> None:
             f"{facts[name]:,.0f}",
             " ".join(f"{m.tokens_per_s:,.0f}" for m in row),
             f"{facts[name] / facts['even split']:.2f} ×",
-            f"{row[0].predicted_seconds:.2f} s",
+            f"{statistics.median(m.predicted_seconds for m in row):.2f} s",
             f"{statistics.median(seconds):.2f} s",
             f"{facts[f'prediction error, {name}']:+.1%}",
         )
     console.print(result)
     console.print(f"our plan ÷ even split: {facts['plan / even split']:.2f}")
-    console.print(f"aggregation: {facts['aggregation']:.1%}")
+    each = ", ".join(f"{share:.1%}" for share in _aggregations(rows))
+    console.print(f"aggregation: {facts['aggregation, median of repeats']:.1%} ({each})")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pluribus.cli.live import TrainView
 from pluribus.cli.output import console, print_comparison, print_json, print_plan, say
@@ -70,6 +69,7 @@ micro_batch_sizes = [1, 2, 4]
 
 TEXT_BYTES = 6_000_000
 TOKENIZER_BYTES = 3_000_000
+COMPARE_STEPS = 2
 ALONE_SHARE = 2  # a chip alone is timed on this fraction of the batch: it takes less patience
 
 
@@ -163,18 +163,24 @@ class Demo:
 
     def compare(self) -> list[Measurement]:
         """Each chip alone, then the even split, for a few steps each."""
-        from pluribus.train.compare import measure_plan
+        from pluribus.train.compare import measure_alone, measure_plan
 
         console.rule("[bold]5 compare: each chip alone, and the even split", align="left")
-        rows = []
-        for name, role, plan in self._others():
-            steps = 2
-            with TrainView(plan, steps=steps + 1) as view:
-                say(f"{name}: {steps} steps of {plan.job['train']['global_batch_tokens']} tokens")
-                folder = self.folder / "compare" / name.replace("/", "-").replace(" ", "-")
+        folder = self.folder / "compare"
+        alone, even = self._others()
+        say("each chip alone, one model each, at the same time")
+        rows = measure_alone(alone, folder, steps=COMPARE_STEPS) if alone else []
+        for row in rows:
+            say(f"{row.name}: {row.tokens_per_s:,.0f} tokens/s")
+        if even is not None:
+            say("even split")
+            with TrainView(even, steps=COMPARE_STEPS + 1) as view:
                 rows.append(
-                    measure_plan(plan, name, role, folder, steps=steps, listener=view.listen)
-                )
+                    measure_plan(
+                        even, "even split", "even", folder / "even",
+                        steps=COMPARE_STEPS, listener=view.listen,
+                    )
+                )  # fmt: skip
         return rows
 
     def train(self) -> list[Measurement]:
@@ -197,28 +203,30 @@ class Demo:
     def _search(self, job: Job) -> Search:
         return Search(Setting(job, self.model, self.cluster, self.profile))
 
-    def _others(self) -> list[tuple[str, Any, Plan]]:
+    def _others(self) -> tuple[dict[str, Plan], Plan | None]:
+        """Each pool's plan by itself, on a part of the batch, and the even split."""
+        if self.cluster.num_chips == 1:
+            return {}, None
         train = replace(
             self.job.train, global_batch_tokens=self.job.train.global_batch_tokens // ALONE_SHARE
         )
         smaller = self._search(replace(self.job, train=train))
-        plans: list[tuple[str, Any, Plan]] = []
-        for pool in self.cluster.pools:
-            plan = smaller.alone(pool.address)
-            if plan is not None:
-                plans.append((f"{pool.address} alone", "alone", plan))
-        even = self._search(self.job).even() if len(self.cluster.pools) > 1 else None
-        if even is not None:
-            plans.append(("even split", "even", even))
-        return plans
+        alone = {
+            f"{pool.address} alone": plan
+            for pool in self.cluster.pools
+            if (plan := smaller.alone(pool.address)) is not None
+        }
+        return alone, self._search(self.job).even()
 
     def _comparing_seconds(self) -> float:
-        """What `compare` and the starts of all runs will take."""
+        """What `compare` and the starts of its runs and of the last one will take."""
         start = 6.0  # importing torch and building the stage, per run
-        plans = [plan for _, _, plan in self._others()]
-        return sum(3 * p.prediction.step_seconds.mid for p in plans if p.prediction) + start * (
-            len(plans) + 1
-        )
+        alone, even = self._others()
+        longest = [p.prediction.step_seconds.mid for p in alone.values() if p.prediction]
+        seconds = max(longest, default=0.0)
+        if even is not None and even.prediction is not None:
+            seconds += even.prediction.step_seconds.mid
+        return (COMPARE_STEPS + 1) * seconds + 3 * start
 
 
 def _clear(folder: Path) -> None:

@@ -1,16 +1,17 @@
-"""Rank side: forward, backward and update of single layers, as in training."""
+"""Rank side: forward, backward and update of layers, as in training."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from pluribus.core.errors import MeasureError
+from pluribus.core.units import MIB
 from pluribus.measure.device import synchronize, timed
 from pluribus.nn.config import DecoderConfig
 from pluribus.nn.stage import StageModule, build_stage
@@ -18,26 +19,47 @@ from pluribus.nn.stage import StageModule, build_stage
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+# Enough like layers in a row that their weights do not stay in a processor's cache from one
+# micro-batch to the next; in training they do not either.
+_CHAIN_BYTES = 128 * MIB
+
+
 class LayerBench:
-    """One layer of a model with the gradients training would give it.
+    """Like layers of a model in a row, with the gradients training would give them.
 
     Args:
         index: into the model's list of layers.
+        count: how many layers of the model are like it; as many are timed, in a row, unless
+            fewer are already more than a cache holds.
         precision: fp32 computes plainly, any other under autocast with fp32 parameters.
     """
 
     def __init__(
-        self, config: DecoderConfig, index: int, precision: str, device: torch.device
+        self,
+        config: DecoderConfig,
+        index: int,
+        count: int,
+        precision: str,
+        device: torch.device,
     ) -> None:
         self._precision = precision
         self._device = device
+        self.module = self._make(config, index)
+        size = sum(parameter.nbytes for parameter in self.module.parameters())
+        # The ends of a model are single; only blocks follow one another.
+        single = self.module.holds_embedding or self.module.holds_head
+        length = 1 if single else max(1, min(count, _CHAIN_BYTES // size))
+        self.chain = [self.module] + [self._make(config, index) for _ in range(length - 1)]
+
+    def _make(self, config: DecoderConfig, index: int) -> StageModule:
         # Values cost time and change none, so the real ones are not made.
-        self.module: StageModule = build_stage(
+        module: StageModule = build_stage(
             config, (index, index + 1), seed=0, device="meta", dtype=torch.float32
-        ).to_empty(device=device)
-        for parameter in self.module.parameters():
+        ).to_empty(device=self._device)
+        for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=config.initializer_range)
             parameter.grad = torch.zeros_like(parameter)  # training accumulates in place
+        return module
 
     def inputs(self, micro_batch: int, sequence_length: int) -> tuple[Tensor, Tensor]:
         """The layer's input, and its targets or the gradient of its output."""
@@ -49,7 +71,7 @@ class LayerBench:
         return x, tokens if module.holds_head else 1e-3 * torch.randn_like(states)
 
     def run(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        """Seconds of forward and of backward for one micro-batch."""
+        """Seconds of forward and of backward of one layer for one micro-batch."""
         # A received hidden state is a new leaf each time; token ids have no gradient.
         x = x if self.module.holds_embedding else x.detach().requires_grad_()
         synchronize(self._device)
@@ -59,21 +81,27 @@ class LayerBench:
         middle = time.perf_counter()
         output.backward(None if self.module.holds_head else y.to(output.dtype))
         synchronize(self._device)
-        return middle - start, time.perf_counter() - middle
+        length = len(self.chain)
+        return (middle - start) / length, (time.perf_counter() - middle) / length
 
     def _forward(self, x: Tensor, y: Tensor) -> Tensor:
         dtype = _AUTOCAST.get(self._precision)
         with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-            return self.module.loss(x, y) / y.numel() if self.module.holds_head else self.module(x)
+            if self.module.holds_head:
+                return self.module.loss(x, y) / y.numel()
+            for module in self.chain:
+                x = module(x)
+            return x
 
 
 class OptimizerBench:
-    """What the trainer does once a step, on the parameters of one layer: clear the gradients,
+    """What the trainer does once a step, on the parameters of some layers: clear the gradients,
     take their norm, update. The rate 0 leaves the parameters in place."""
 
-    def __init__(self, module: StageModule, device: torch.device) -> None:
-        self._optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
-        self._parameters = sum(parameter.numel() for parameter in module.parameters())
+    def __init__(self, modules: Sequence[StageModule], device: torch.device) -> None:
+        parameters = [p for module in modules for p in module.parameters()]
+        self._optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+        self._parameters = sum(parameter.numel() for parameter in parameters)
         self._device = device
 
     def run(self) -> float:
@@ -95,7 +123,7 @@ class Bench:
     entries, which their medians drop, and not every sample of one.
 
     Args:
-        layers: indices into the model's list.
+        layers: indices into the model's list, with how many of its layers are like each.
         optimizer_layer: one of them.
         micro_batches: sizes in sequences.
     """
@@ -103,7 +131,7 @@ class Bench:
     def __init__(
         self,
         config: DecoderConfig,
-        layers: tuple[int, ...],
+        layers: Mapping[int, int],
         optimizer_layer: int,
         micro_batches: tuple[int, ...],
         sequence_length: int,
@@ -111,9 +139,12 @@ class Bench:
         device: torch.device,
     ) -> None:
         self._sequence_length = sequence_length
-        with _memory(f"the model's layers {layers}"):
-            self._layers = {i: LayerBench(config, i, precision, device) for i in layers}
-            self._optimizer = OptimizerBench(self._layers[optimizer_layer].module, device)
+        with _memory(f"the model's layers {tuple(layers)}"):
+            self._layers = {
+                index: LayerBench(config, index, count, precision, device)
+                for index, count in layers.items()
+            }
+            self._optimizer = OptimizerBench(self._layers[optimizer_layer].chain, device)
         self._entries = [(layer, size) for layer in layers for size in micro_batches]
         self.layer_samples: dict[tuple[int, int], list[tuple[float, float]]] = {
             entry: [] for entry in self._entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -79,6 +80,7 @@ def profile(
     first_by_signature: dict[str, int] = {}
     for index, layer in enumerate(model.layers):
         first_by_signature.setdefault(layer.signature, index)
+    counts = Counter(layer.signature for layer in model.layers)
     store, world = _meeting(pools)
     processes = [
         RankProcess(
@@ -93,7 +95,7 @@ def profile(
                         model=dict(model.config),
                         model_file=file,
                         layers=tuple(
-                            LayerTask(index=index, signature=signature)
+                            LayerTask(index=index, signature=signature, count=counts[signature])
                             for signature, index in first_by_signature.items()
                         ),
                         optimizer_layer=1,  # the first block; layer 0 is the embedding

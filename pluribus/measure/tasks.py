@@ -42,10 +42,12 @@ class RatesTask:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTask:
-    """A layer to time: its index in the model's list, and the signature it stands for."""
+    """A layer to time: its index in the model's list, the signature it stands for, and how many
+    layers of the model have that signature."""
 
     index: int
     signature: str
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)

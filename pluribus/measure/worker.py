@@ -80,7 +80,7 @@ def _profile(line: RankLine, task: ProfileTask) -> None:
     with _fabric(line, task.world, device) as fabric:
         bench = Bench(
             config,
-            tuple(layer.index for layer in task.layers),
+            {layer.index: layer.count for layer in task.layers},
             task.optimizer_layer,
             task.micro_batches,
             task.sequence_length,

@@ -8,16 +8,16 @@ pipeline with unequal layers (one team), or two pipelines with unequal micro-bat
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pluribus.core.errors import PlanError
-from pluribus.core.units import GIB
 from pluribus.plan.describe import name_of, reason_against
+from pluribus.plan.refusal import no_arithmetic, refusal
 from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.share import deal_evenly, deal_micro_batches
+from pluribus.plan.teams import FULL_PARTITIONS, Team, largest, partitions
 from pluribus.predict.predict import Forecast, forecast
 from pluribus.predict.setting import Setting
 from pluribus.spec.job import Deadline
@@ -27,9 +27,7 @@ from pluribus.spec.prediction import Alternative
 _KEEP_SHAPES = 2  # per team: the fastest, and one more in case gradient sums turn the order
 _SCORE = 8  # plans that go through the exact timeline
 _SHOW = 8  # rows of the table of alternatives
-_FULL_PARTITIONS = 4  # pools up to which every partition of every subset is weighed
 
-Team = tuple[str, ...]
 Draft = tuple[tuple[Candidate, tuple[int, ...]], ...]  # per team: shape, micro-batch counts
 
 
@@ -73,16 +71,11 @@ class Search:
         """
         pools = [pool.address for pool in self.finder.usable_pools]
         if not pools:
-            names = ", ".join(sorted({p.chip.key for p in self.setting.cluster.pools}))
-            raise PlanError(
-                f"no chip of the cluster ({names}) computes in {self.setting.precision}",
-                where="job.toml [train.precision]",
-                do="Choose a precision that one of the chips has.",
-            )
+            raise no_arithmetic(self.setting)
         singles = {pool: self._single(pool) for pool in pools}
         scored = self._weigh(pools, singles) or self._together(pools)
         if not scored:
-            raise self._impossible(pools)
+            raise refusal(self.finder, pools)
         alone = {pool: _rate(items) for pool, items in singles.items()}
         scored = [self._with_alone(item, alone) for item in scored]
         even = self._even(scored, pools)
@@ -124,7 +117,7 @@ class Search:
     def _weigh(self, pools: Sequence[str], singles: dict[str, list[Scored]]) -> list[Scored]:
         """Plans of every way to team up the pools, those of single pools included."""
         able = [pool for pool in pools if singles[pool]]
-        teams = self._score(self._drafts(self._partitions(pools, able)))
+        teams = self._score(self._drafts(partitions(pools, able)))
         return sorted(itertools.chain(teams, *singles.values()), key=lambda item: item.seconds)
 
     def _even(self, scored: Sequence[Scored], pools: Sequence[str]) -> Scored | None:
@@ -150,36 +143,10 @@ class Search:
     def _together(self, pools: Sequence[str]) -> list[Scored]:
         """Plans of the fewest pools that hold the model as one team, most memory first."""
         for n in range(2, len(pools) + 1):
-            scored = self._score(self._drafts([(self._largest(pools, n),)]))
+            scored = self._score(self._drafts([(largest(self.setting.cluster, pools, n),)]))
             if scored:
                 return scored
         return []
-
-    def _largest(self, pools: Sequence[str], count: int) -> Team:
-        memory = {pool: self.setting.pool(pool).memory for pool in pools}
-        return tuple(sorted(pools, key=lambda pool: -memory[pool])[:count])
-
-    def _partitions(self, pools: Sequence[str], able: Sequence[str]) -> list[tuple[Team, ...]]:
-        """Ways to use more than one pool.
-
-        Args:
-            able: the pools that hold the model by themselves.
-        """
-        if len(pools) <= _FULL_PARTITIONS:
-            subsets = itertools.chain.from_iterable(
-                itertools.combinations(pools, n) for n in range(len(pools), 0, -1)
-            )
-            return [
-                partition
-                for subset in subsets
-                if len(subset) > 1
-                for partition in _set_partitions(subset)
-            ]
-        pairs = [
-            (pair, *((pool,) for pool in able if pool not in pair))
-            for pair in itertools.combinations(pools, 2)
-        ]
-        return [tuple((pool,) for pool in able), *pairs] if able else pairs
 
     def _score(self, drafts: Iterable[Draft]) -> list[Scored]:
         """The most promising drafts, timed exactly, fastest first; only what fits."""
@@ -203,7 +170,7 @@ class Search:
     def _deals(self, partition: tuple[Team, ...], micro_batch_size: int) -> Iterator[Draft]:
         global_batch = self.setting.job.train.global_batch
         speeds = [sum(self._ideal_speed(pool, micro_batch_size) for pool in t) for t in partition]
-        keep = _KEEP_SHAPES if len(partition) <= _FULL_PARTITIONS else 1
+        keep = _KEEP_SHAPES if len(partition) <= FULL_PARTITIONS else 1
         options = []
         for team, speed in zip(partition, speeds, strict=True):
             sequences = max(micro_batch_size, round(global_batch * speed / sum(speeds)))
@@ -303,39 +270,6 @@ class Search:
             lines.append(f"{len(idle)} of {pool.num_chips} chips of {pool.address} unused: {why}")
         return lines
 
-    def _impossible(self, pools: Sequence[str]) -> PlanError:
-        """Names the chip that comes closest, and by how much it misses."""
-        batch = self.setting.job.train.global_batch
-        sizes = [b for b in self.setting.job.plan.micro_batch_sizes if batch % b == 0]
-        if not sizes:
-            return PlanError(
-                f"a global batch of {batch} sequences divides into no micro-batch of "
-                f"{list(self.setting.job.plan.micro_batch_sizes)}",
-                where="job.toml [plan.micro_batch_sizes]",
-                do="Add a micro-batch size that divides it, e.g. 1.",
-            )
-        teams = [self._largest(pools, n) for n in range(1, len(pools) + 1)]
-        teams += [(pool,) for pool in pools]
-        least, worst = math.inf, pools[0]
-        for team in dict.fromkeys(teams):
-            for shape in self.finder.shapes(team, min(sizes), batch):
-                if shape.depth <= len(self.setting.model.layers):
-                    over, where = self.finder.least_overflow(shape, batch)
-                    if over < least:
-                        least, worst = over, where
-        chip = self.setting.pool(worst).chip
-        if least <= 0 or math.isinf(least):
-            return PlanError(
-                f"a global batch of {batch} sequences is too small for these chips",
-                where="job.toml [train.global_batch_tokens]",
-                do="Ask for a larger global batch.",
-            )
-        return PlanError(
-            f"{self.setting.model.name} does not fit: even the best cut lacks "
-            f"{least / GIB:.2f} GiB on each {chip.key} of {worst} ({chip.memory_gib:g} GiB)",
-            do="Add chips, shorten sequence_length, or choose a smaller model.",
-        )
-
 
 def _way(draft: Draft) -> tuple[tuple[str, ...], ...]:
     """How a draft teams up the pools, and their order along each team's pipelines."""
@@ -375,15 +309,3 @@ def _fastest(scored: Sequence[Scored]) -> Plan | None:
         return None
     best = min(scored, key=lambda item: item.seconds)
     return replace(best.plan, prediction=best.forecast.prediction)
-
-
-def _set_partitions(items: Sequence[str]) -> Iterator[tuple[Team, ...]]:
-    """Every way to part items into non-empty teams, order of no importance."""
-    if len(items) == 1:
-        yield ((items[0],),)
-        return
-    first, rest = items[0], items[1:]
-    for partition in _set_partitions(rest):
-        yield ((first,), *partition)
-        for i, team in enumerate(partition):
-            yield (*partition[:i], (first, *team), *partition[i + 1 :])

@@ -216,8 +216,8 @@ class ShapeFinder:
             most = min(*groups, sequences // micro_batch_size)
             for pipelines in range(1, most + 1):
                 stages = tuple(min(g // pipelines, num_layers) for g in groups)
-                # More pipelines of the same depth use more chips: only the largest
-                # count of each depth can be best.
+                # More pipelines of the same depth use more chips at the same speed each: only
+                # the largest count of each depth is weighed.
                 later = tuple(min(g // (pipelines + 1), num_layers) for g in groups)
                 if stages == later and pipelines < most:
                     continue

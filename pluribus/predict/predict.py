@@ -205,7 +205,7 @@ def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdow
 
 
 def _spread(plan: Plan, setting: Setting) -> float:
-    """The bottleneck's relative uncertainty: stages err independently, the slowest one decides."""
+    """The largest relative uncertainty of any stage: whichever errs can become the bottleneck."""
     return max(
         setting.stage_time(stage, plan.pipelines[p].micro_batch_size).spread
         for p, _, stage in plan.stages

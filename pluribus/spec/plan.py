@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pluribus.core.errors import PlanError
@@ -107,7 +108,7 @@ class Plan:
     cluster: dict[str, Any]
     cluster_digest: str
     model_config: dict[str, Any]
-    directory: str = "."
+    directory: str = field(default=".", compare=False)
     profile: Profile | None = None
     prediction: Prediction | None = None
     alternatives: tuple[Alternative, ...] = ()
@@ -139,11 +140,16 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        bare = replace(self, profile=None, prediction=None, alternatives=(), explanation=())
+        bare = replace(
+            self, directory=".", profile=None, prediction=None, alternatives=(), explanation=()
+        )
         return digest(to_table(bare))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        write_json(path, to_table(self))
+        """Writes plan.json; its folder is named relative to the file, so both can move."""
+        here = Path(path).absolute().parent
+        directory = os.path.relpath(Path(self.directory).absolute(), here)
+        write_json(path, to_table(replace(self, directory=directory)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -157,7 +163,9 @@ class Plan:
         version = table.get("version", PLAN_VERSION) if isinstance(table, dict) else PLAN_VERSION
         if version != PLAN_VERSION:
             raise _other_version(version, str(path))
-        return from_table(cls, table, file=str(path))
+        plan = from_table(cls, table, file=str(path))
+        directory = os.path.normpath(Path(path).parent / plan.directory)
+        return replace(plan, directory=directory)
 
 
 def _other_version(version: Any, where: str = "") -> PlanError:

@@ -10,8 +10,11 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
+from pluribus.core.errors import ConfigError
 from pluribus.core.io import read_json, write_json
 from pluribus.core.schema import from_table, to_table
+
+PROFILE_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,14 @@ class Profile:
     optimizers: tuple[OptimizerTime, ...] = ()
     links: tuple[LinkTime, ...] = ()
     seconds: float = 0.0
-    version: int = 1
+    version: int = PROFILE_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != PROFILE_VERSION:
+            raise ConfigError(
+                f"profile version {self.version} is not {PROFILE_VERSION}",
+                do="Measure again with this version of Pluribus: pluribus profile job.toml.",
+            )
 
     @cached_property
     def _layers(self) -> dict[tuple, LayerTime]:

@@ -130,3 +130,12 @@ def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The events of a run folder's `events.jsonl`."""
     path = Path(path)
     return parse_events(read_text(path).splitlines(), str(path))
+
+
+def drop_torn_line(path: str | os.PathLike[str]) -> None:
+    """Removes what a killed run left of its last line, so that more can be appended."""
+    path = Path(path)
+    if path.exists():
+        whole = path.read_bytes().rpartition(b"\n")
+        if whole[2]:
+            path.write_bytes(whole[0] + whole[1])

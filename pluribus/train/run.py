@@ -24,7 +24,7 @@ from pluribus.core.schema import from_table, to_table
 from pluribus.nn.config import DecoderConfig
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
-from pluribus.spec.run import StepEvent
+from pluribus.spec.run import StepEvent, drop_torn_line
 from pluribus.store.checkpoint import PartManifest, finish
 from pluribus.store.manifest import latest, read_manifest, step_directory, verify
 from pluribus.train.data import PreparedData, prepare_data
@@ -116,21 +116,32 @@ class _Recorder:
         self.write({"event": "checkpoint", "step": step, "path": str(final)})
 
 
-class _Stop:
-    """Ctrl-C and SIGTERM ask for an end after the current step; a second one ends at once."""
+class StopRequest:
+    """Asks runs to end after their current step; Ctrl-C and SIGTERM do, a second one at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._tell: list[Callable[[], None]] = []
+
+    def connect(self, tell: Callable[[], None]) -> None:
+        """``tell`` is called when the stop is asked for; at once if it was already."""
+        self._tell.append(tell)
+        if self.asked:
+            tell()
+
+    def ask(self) -> None:
+        self.asked = True
+        for tell in self._tell:
+            tell()
 
     @contextlib.contextmanager
-    def on_signals(self, ask: Callable[[], None]) -> Iterator[None]:
-        """Calls ``ask`` at the first signal. Outside the main thread signals are not ours."""
+    def on_signals(self) -> Iterator[None]:
+        """Listens to signals meanwhile; outside the main thread they are not ours."""
 
         def handle(*_: object) -> None:
             if self.asked:
                 raise KeyboardInterrupt
-            self.asked = True
-            ask()
+            self.ask()
 
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -150,6 +161,7 @@ def train(
     options: RunOptions | None = None,
     listener: Callable[[dict[str, Any]], None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
+    stop: StopRequest | None = None,
 ) -> RunResult:
     """Executes a plan on this machine.
 
@@ -158,6 +170,7 @@ def train(
         folder: of the run.
         listener: gets every event as it happens.
         progress: gets a line for each long thing before the first step.
+        stop: ends the run from elsewhere, as Ctrl-C does.
 
     Returns:
         How it ended. Ctrl-C ends it after the current step, with a checkpoint.
@@ -181,6 +194,7 @@ def train(
     for torn in root.glob(".*.partial"):
         shutil.rmtree(torn)
     plan.save(folder / "plan.json")
+    drop_torn_line(folder / "events.jsonl")
     recorder = _Recorder(folder, plan, setting, data, listener, root)
     recorder.write(
         {"event": "start", "plan": plan.digest, "step": start_step, "unix_time": time.time()}
@@ -198,11 +212,12 @@ def train(
         "checkpoint_root": str(root) if options.checkpoints else None,
         "timeline_every": options.timeline_every,
     }
-    stop = _Stop()
+    stop = stop or StopRequest()
     with (
         Ranks("pluribus.train.worker", _processes(plan, setting, config), folder) as ranks,
-        stop.on_signals(lambda: ranks.tell(0, "stop")),
+        stop.on_signals(),
     ):
+        stop.connect(lambda: ranks.tell(0, "stop"))
         try:
             for rank, event in ranks.events(timeout=_SILENCE_SECONDS):
                 recorder.take(rank, event)
