@@ -39,7 +39,7 @@ console = Console(width=110, highlight=False)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=4096, help="global batch")
+    parser.add_argument("--tokens", type=int, default=8192, help="global batch")
     parser.add_argument("--apart", action="store_true", help="chips run alone one by one")
     parser.add_argument("--json", type=Path, help="write the medians to this file")
     arguments = parser.parse_args()
@@ -83,13 +83,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[Measu
         place = folder / str(repeat)
         if arguments.apart:
             made = [
-                measure_plan(plan, name, "alone", place / name.replace("/", "-"), steps=2)
+                measure_plan(plan, name, "alone", place / name.replace("/", "-"), steps=1)
                 for name, plan in alone.items()
             ]
         else:
-            made = measure_alone(alone, place, steps=2)
-        made.append(measure_plan(even, "even split", "even", place / "even", steps=3))
-        made.append(measure_plan(best, "our plan", "plan", place / "plan", steps=6))
+            made = measure_alone(alone, place, steps=1)
+        made.append(measure_plan(even, "even split", "even", place / "even", steps=2))
+        made.append(measure_plan(best, "our plan", "plan", place / "plan", steps=3))
         console.print(f"repeat {repeat + 1}: the plan is {escape(best.alternatives[0].name)}")
         for row in made:
             rows.setdefault(row.name, []).append(row)

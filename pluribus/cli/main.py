@@ -21,6 +21,8 @@ COMMANDS = {
     "report": "draw a run as one HTML page",
 }
 
+_TRAIN_PACKAGES = ("torch", "tokenizers", "safetensors")  # the extra `train`
+
 _DESCRIPTION = """\
 Out of many unlike chips, one machine that trains large language models.
 
@@ -43,6 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PluribusError as error:
         print(f"pluribus: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_PACKAGES:
+            raise
+        print(
+            f"pluribus: this command needs {error.name}, which is not installed\n"
+            '  pip install "pluribus[train]"',
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("pluribus: interrupted", file=sys.stderr)
         return 130

@@ -6,8 +6,10 @@ import glob
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pluribus.core.errors import DataError
+from pluribus.core.io import read_json, write_json
 from pluribus.spec.job import Job
 from pluribus.store.tokenizer import encode_files, load_tokenizer, save_tokenizer, train_bpe
 from pluribus.store.tokens import TokenDataset
@@ -73,24 +75,37 @@ def prepare_data(
 def _tokenise(
     job: Job, vocab_size: int, folder: Path, progress: Callable[[str], None]
 ) -> PreparedData:
-    shard, tokenizer_file = folder / "tokens.bin", folder / "tokenizer.json"
-    prepared = PreparedData(str(shard), tokenizer_file)
-    if shard.exists() and tokenizer_file.exists():
-        progress("tokens are there already")
-        return prepared
     assert job.data.text is not None
     pattern = str(job.resolve(job.data.text))
     files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
     files = [file for file in files if file.is_file()]
     if not files:
         raise DataError("matches no file", where=pattern, do="Check [data] text in the job file.")
+    given = job.resolve(job.data.tokenizer) if job.data.tokenizer else None
+    shard, tokenizer_file = folder / "tokens.bin", folder / "tokenizer.json"
+    source_file, source = folder / "source.json", _source(files, given, vocab_size)
+    prepared = PreparedData(str(shard), tokenizer_file)
+    if source_file.exists() and read_json(source_file) == source and shard.exists():
+        progress("the text is tokenised already")
+        return prepared
     folder.mkdir(parents=True, exist_ok=True)
-    if job.data.tokenizer is not None:
-        tokenizer = load_tokenizer(job.resolve(job.data.tokenizer))
+    source_file.unlink(missing_ok=True)
+    if given is not None:
+        tokenizer = load_tokenizer(given)
     else:
         progress(f"training a byte-level BPE of {vocab_size} tokens")
         tokenizer = train_bpe(files, vocab_size, max_bytes=_TOKENIZER_BYTES)
     progress(f"tokenising {len(files)} files")
     save_tokenizer(tokenizer, tokenizer_file)
     encode_files(tokenizer, files, shard)
+    write_json(source_file, source)
     return prepared
+
+
+def _source(files: list[Path], tokenizer: Path | None, vocab_size: int) -> dict[str, Any]:
+    """What the tokens are made of; when it changes they are made anew."""
+    stats = [(file, file.stat()) for file in [*files, *([tokenizer] if tokenizer else [])]]
+    return {
+        "vocab_size": vocab_size,
+        "files": [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats],
+    }

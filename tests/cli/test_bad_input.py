@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pluribus.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = {
     "model_type": "llama",
@@ -200,3 +204,17 @@ def test_a_report_of_a_folder_without_a_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "holds no plan.json" in complaint(folder, capsys, "report")
+
+
+@pytest.mark.parametrize("package", ["torch", "tokenizers", "safetensors"])
+def test_training_without_its_packages_says_what_to_install(folder: Path, package: str) -> None:
+    assert main(["plan", str(folder / "job.toml")]) == 0
+    program = (
+        f"import sys; sys.modules[{package!r}] = None; from pluribus.cli.main import main; "
+        f"sys.exit(main(['train', {str(folder / 'plan.json')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert f"needs {package}" in done.stderr
+    assert "pluribus[train]" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .test_bad_input import CONFIG
-
-ROOT = Path(__file__).resolve().parents[2]
+from .test_bad_input import CONFIG, ROOT
 
 JOB = """
 [model]
