@@ -8,7 +8,7 @@ from pathlib import Path
 from pluribus._api import plan
 from pluribus.cli.inputs import add_job, beside, load_job, load_profile
 from pluribus.cli.output import console, print_json, print_plan, say
-from pluribus.core.schema import to_table
+from pluribus.core.io import read_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else beside(arguments.job, "plan.json")
     result.save(out)
     if arguments.json:
-        print_json(to_table(result))
+        print_json(read_json(out))
         return 0
     print_plan(result)
     console.print(f"wrote {out}")

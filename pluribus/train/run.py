@@ -42,7 +42,8 @@ class RunOptions:
         steps: stop after this many steps in this call; None runs to the job's stop.
         checkpoints: write them; off for short measurements.
         resume: go on from the folder's newest checkpoint.
-        timeline_every: every so many steps all ranks report when each action ran.
+        timeline_every: every so many steps, from the second on, all ranks report when each
+            action ran.
     """
 
     steps: int | None = None

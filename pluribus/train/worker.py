@@ -97,10 +97,11 @@ class Rank:
 
     def run(self, until: int, *, checkpoint_root: str | None, timeline_every: int) -> None:
         """Runs steps up to number ``until``, or until told to stop."""
-        saved = self.step
+        first = saved = self.step
         every = self.job.store.checkpoint_every_steps
         while self.step < until and not self.stop:
-            self._one_step(timed=(self.step + 1) % timeline_every == 0)
+            # From the second step on: the first one warms up.
+            self._one_step(timed=(self.step - first) % timeline_every == 1)
             if checkpoint_root and every and self.step % every == 0:
                 self._save(checkpoint_root)
                 saved = self.step

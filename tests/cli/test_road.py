@@ -47,9 +47,9 @@ def test_probe_profile_plan_train_report(tmp_path: Path) -> None:
     assert planned["prediction"]["step_seconds"]["mid"] > 0
     trained = json.loads(run(tmp_path, "train", "plan.json", "--folder", "run", "--json"))
     assert trained["steps"] == 4
-    assert (Path(trained["checkpoint"]) / "tokenizer.json").exists()
+    assert (tmp_path / trained["checkpoint"] / "tokenizer.json").exists()
     drawn = json.loads(run(tmp_path, "report", "run", "--json"))
-    assert "<svg" in Path(drawn["report"]).read_text()
-    trace = json.loads(Path(drawn["trace"]).read_text())
+    assert "<svg" in (tmp_path / drawn["report"]).read_text()
+    trace = json.loads((tmp_path / drawn["trace"]).read_text())
     processes = {e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
     assert processes == {"predicted", "measured"}
