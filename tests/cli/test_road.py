@@ -52,4 +52,4 @@ def test_probe_profile_plan_train_report(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / drawn["report"]).read_text()
     trace = json.loads((tmp_path / drawn["trace"]).read_text())
     processes = {e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
-    assert processes == {"predicted", "measured"}
+    assert processes == {"predicted", "measured (step 2)"}
