@@ -45,8 +45,10 @@ MODEL_CONFIG = {
     "torch_dtype": "float32",
 }
 
-JOB = """\
-# Written by `pluribus demo`; every step of the demo can be repeated by hand with it.
+MARK = "# Written by `pluribus demo`"
+
+JOB = f"""\
+{MARK}; every step of the demo can be repeated by hand with it.
 
 [model]
 config = "config.json"
@@ -58,7 +60,7 @@ tokenizer = "data/tokenizer.json"
 [train]
 sequence_length = 128
 global_batch_tokens = 4096
-steps = {steps}
+steps = {{steps}}
 precision = "fp32"
 learning_rate = 0.002
 warmup_steps = 5
@@ -121,6 +123,7 @@ class Demo:
         from pluribus.measure.profile import profile
 
         _clear(self.folder)
+        write_text(self.folder / "job.toml", JOB.format(steps=1000))
         console.rule("[bold]1 probe: what is here", align="left")
         result = probe(progress=say)
         result.cluster.save(self.folder / "cluster.toml")
@@ -131,7 +134,6 @@ class Demo:
         console.rule("[bold]2 text: the standard library of this Python", align="left")
         _tokenise(self.folder / "data")
         write_json(self.folder / "config.json", MODEL_CONFIG)
-        write_text(self.folder / "job.toml", JOB.format(steps=1000))
         self.job = Job.load(self.folder / "job.toml")
         self.model = Model.from_config(self.folder / "config.json")
         say(f"a Llama of {self.model.num_parameters / 1e6:.2f} M parameters")
@@ -232,7 +234,8 @@ class Demo:
 def _clear(folder: Path) -> None:
     """Removes an earlier demo; anything else in that place is not ours to remove."""
     if folder.exists() and any(folder.iterdir()):
-        if not (folder / "cluster.toml").exists():
+        job = folder / "job.toml"
+        if not (job.exists() and job.read_text(encoding="utf-8").startswith(MARK)):
             raise ConfigError(
                 "is not empty and not an earlier demo", where=str(folder),
                 do="Name another folder with --folder.",
@@ -251,9 +254,8 @@ def _tokenise(folder: Path) -> None:
 
     folder.mkdir(parents=True)
     files = standard_library_text(TEXT_BYTES, seed=0)
-    vocab_size = VOCAB_SIZE
-    say(f"{len(files)} files; training a byte-level BPE of {vocab_size} tokens")
-    tokenizer = train_bpe(files, vocab_size, max_bytes=TOKENIZER_BYTES)
+    say(f"{len(files)} files; training a byte-level BPE of {VOCAB_SIZE} tokens")
+    tokenizer = train_bpe(files, VOCAB_SIZE, max_bytes=TOKENIZER_BYTES)
     save_tokenizer(tokenizer, folder / "tokenizer.json")
     tokens = encode_files(tokenizer, files, folder / "tokens.bin").tokens
     say(f"{len(tokens):,} tokens")

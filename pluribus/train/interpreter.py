@@ -163,6 +163,8 @@ class Interpreter:
 
     def _send(self, tensor: Tensor, to: int | None, tag: int) -> None:
         assert to is not None
+        # A message that has left no longer needs its buffer.
+        self._waiting = [send for send in self._waiting if not send.work.is_completed()]
         self._waiting.append(self._fabric.send(tensor.detach().to(self._wire), to, tag))
 
     def _receive(self, source: int | None, tag: int) -> Tensor:

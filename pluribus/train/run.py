@@ -30,8 +30,10 @@ from pluribus.store.manifest import latest, read_manifest, step_directory, verif
 from pluribus.train.data import PreparedData, prepare_data
 from pluribus.train.lanes import Lanes
 
-# Ranks that neither step nor save for this long are hung; a first step may compile kernels.
+# Ranks that neither step nor save for this long, or this many predicted steps, are hung; a first
+# step may compile kernels.
 _SILENCE_SECONDS = 600.0
+_SILENCE_STEPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +203,13 @@ def train(
         {"event": "start", "plan": plan.digest, "step": start_step, "unix_time": time.time()}
     )
     progress(f"starting {len(plan.chips)} ranks")
-    store, port = host_store(timeout=_SILENCE_SECONDS)
+    predicted = plan.prediction.step_seconds.mid if plan.prediction else 0.0
+    silence = max(_SILENCE_SECONDS, _SILENCE_STEPS * predicted)
+    store, port = host_store(timeout=silence)
     config = {
         "plan": to_table(plan),
         "port": port,
-        "timeout": _SILENCE_SECONDS,
+        "timeout": silence,
         "shards": data.shards,
         "start_from": str(start_from) if start_from else None,
         "start_step": start_step,
@@ -220,7 +224,7 @@ def train(
     ):
         stop.connect(lambda: ranks.tell(0, "stop"))
         try:
-            for rank, event in ranks.events(timeout=_SILENCE_SECONDS):
+            for rank, event in ranks.events(timeout=silence):
                 recorder.take(rank, event)
         except PluribusError as error:
             raise _with_checkpoint(error, root) from None
@@ -236,6 +240,14 @@ def train(
 
 def _check_runnable(plan: Plan, setting: Setting) -> None:
     Lanes.of_plan(plan)
+    for p, pipeline in enumerate(plan.pipelines):
+        if pipeline.schedule not in ("1f1b", "gpipe"):
+            raise PlanError(
+                f"pipeline {p} has the schedule {pipeline.schedule}; this version predicts it but "
+                "runs 1f1b and gpipe",
+                where="plan.json",
+                do="Plan with schedule = 1f1b, or use the plan as advice.",
+            )
     DecoderConfig.from_hf(plan.model_config, "config.json")
     precision = setting.precision
     if precision == "fp16":

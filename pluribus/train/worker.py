@@ -49,7 +49,7 @@ class Rank:
         self.stage = self.pipeline.stages[self.lane[1]]
         torch.set_num_threads(max(1, len(config["cores"])) if config["cores"] else 1)
         kinds = [self.setting.pool(chip.rsplit("/", 2)[0]).chip.device for chip in self.plan.chips]
-        self.device = _device(kinds[self.rank], self.stage.chips[0])
+        self.device = _open_device(kinds[self.rank], self.stage.chips[0])
         self.fabric = Fabric(self.rank, kinds, self.device, config["port"], config["timeout"])
         self.data = TokenDataset(config["shards"])
         self._build(config["start_from"], config["start_step"])
@@ -184,8 +184,13 @@ class Rank:
         self.line.report("part", step=self.step, folder=str(folder), manifest=to_table(manifest))
 
 
-def _device(kind: str, chip: str) -> torch.device:
-    return torch.device("cpu") if kind == "cpu" else torch.device(kind, int(chip.split("/")[-1]))
+def _open_device(kind: str, chip: str) -> torch.device:
+    """The chip's device, made current; its number in the node is the address's last part."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    device = torch.device(kind, int(chip.split("/")[-1]))
+    torch.accelerator.set_device_index(device)
+    return device
 
 
 def _autocast(device: str, bf16: bool) -> Callable[[], AbstractContextManager[Any]]:

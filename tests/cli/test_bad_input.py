@@ -219,3 +219,13 @@ def test_training_without_its_packages_says_what_to_install(folder: Path, packag
     assert f"needs {package}" in done.stderr
     assert "pluribus[train]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_demo_does_not_remove_what_is_not_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--folder", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert "is not empty and not an earlier demo" in message
+    assert str(folder) in message
+    assert (folder / "config.json").exists()
