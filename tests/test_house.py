@@ -175,6 +175,7 @@ def test_importing_a_room_leaves_the_function_of_its_name() -> None:
 COMMAND_LINE = {
     "demo": ["--folder", "--json", "--seconds"],
     "plan": ["--cluster", "--json", "--out", "--profile", "job"],
+    "predict": ["--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
     "profile": ["--cluster", "--json", "--out", "job"],
     "report": ["--json", "folder"],

@@ -17,6 +17,7 @@ COMMANDS = {
     "probe": "look at this machine and write cluster.toml",
     "profile": "measure layers and links, and write profile.json",
     "plan": "find the best plan for a job on a cluster, and write plan.json",
+    "predict": "say what a plan will take",
     "train": "run a plan",
     "report": "draw a run as one HTML page",
 }
@@ -30,6 +31,7 @@ Out of many unlike chips, one machine that trains large language models.
   pluribus probe                what is here           -> cluster.toml
   pluribus profile job.toml     how fast it is         -> profile.json
   pluribus plan job.toml        who does what          -> plan.json
+  pluribus predict plan.json    what it will take
   pluribus train plan.json      do it                  -> runs/…
   pluribus report runs/…        look at it             -> report.html
 """

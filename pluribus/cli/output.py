@@ -75,7 +75,8 @@ def print_plan(plan: Plan) -> None:
         f"{pool} {rate:,.0f}" if rate else f"{pool} does not fit the model"
         for pool, rate in prediction.alone_tokens_per_s.items()
     )
-    console.print(f"alone, in tokens/s: {alone}")
+    if alone:
+        console.print(f"alone, in tokens/s: {alone}")
     _print_breakdown(plan)
     _print_alternatives(plan)
     for line in plan.explanation:
@@ -113,6 +114,8 @@ def _print_breakdown(plan: Plan) -> None:
 
 
 def _print_alternatives(plan: Plan) -> None:
+    if not plan.alternatives:
+        return
     table = Table(title="What was weighed", title_justify="left")
     table.add_column("plan", overflow="fold")
     for name in ("step", "memory", "aggregation"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,9 @@ def report_run(folder: Path) -> tuple[Path, Path]:
     return write_report(folder, read_run(folder))
 
 
-def read_run(folder: Path) -> ReportData:
-    """Everything a run's folder tells."""
-    plan = Plan.load(folder / "plan.json")
-    setting = Setting.of_plan(plan)
+def plan_data(plan: Plan, setting: Setting) -> ReportData:
+    """What there is to draw of a plan that has not run."""
     alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
-    events = read_events(folder / "events.jsonl") if (folder / "events.jsonl").exists() else []
-    comparison = folder / "comparison.json"
     return ReportData(
         title=f"{setting.model.name} on {len(plan.chips)} chips",
         plan=plan,
@@ -50,6 +47,19 @@ def read_run(folder: Path) -> ReportData:
         model_name=setting.model.name,
         num_parameters=setting.model.num_parameters,
         predicted=forecast(plan, setting, alone).timeline,
+        measured=None,
+        steps=(),
+        comparison=None,
+    )
+
+
+def read_run(folder: Path) -> ReportData:
+    """Everything a run's folder tells."""
+    plan = Plan.load(folder / "plan.json")
+    events = read_events(folder / "events.jsonl") if (folder / "events.jsonl").exists() else []
+    comparison = folder / "comparison.json"
+    return replace(
+        plan_data(plan, Setting.of_plan(plan)),
         measured=_timeline(events, len(plan.chips)),
         steps=_steps(events),
         comparison=(

@@ -1,0 +1,28 @@
+"""`pluribus predict` says of a plan what planning said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pluribus.cli.main import main
+
+from .test_bad_input import folder  # noqa: F401 - the fixture
+
+
+def test_predict_repeats_the_plan_and_draws_it(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", str(folder / "job.toml"), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    page, trace = folder / "page.html", folder / "trace.json"
+    words = ["predict", str(folder / "plan.json"), "--html", str(page), "--trace", str(trace)]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == planned["prediction"]
+    assert "<svg" in page.read_text()
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert main(words) == 0
+    assert "Who does what" in capsys.readouterr().out
