@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from pluribus.core.errors import ConfigError, PlanError, nearest
 from pluribus.core.units import DTYPE_BYTES, GIB
-from pluribus.hardware.checks import check_not_negative, check_positive
+from pluribus.hardware.checks import check_count, check_not_negative, check_positive
 
 # Medians of best measured / nominal dense matmul over the catalogue; see `matmul_efficiency`.
 VENDOR_MATMUL_EFFICIENCY: Mapping[str, float] = MappingProxyType({"NVIDIA": 0.935, "AMD": 0.604})
@@ -67,6 +67,8 @@ class Chip:
         measured_tflops: best measured large matmul by dtype, 1e12 FLOP/s.
         link_gbytes_per_s: to the other chips of its node, all links together, one direction,
             1e9 bytes/s; None where unknown.
+        compute_units: units that each compute one tile of a matrix product at a time (NVIDIA:
+            streaming multiprocessors); None where unknown.
         watts: board power limit.
         price_per_hour: list price of one chip, in the currency of the cluster file.
         unsupported_dtypes: dtypes its matrix units lack, as against ones with no known figure.
@@ -88,6 +90,7 @@ class Chip:
     peak_tflops: dict[str, float] = field(default_factory=dict, hash=False)
     measured_tflops: dict[str, float] = field(default_factory=dict, hash=False)
     link_gbytes_per_s: float | None = None
+    compute_units: int | None = None
     watts: float | None = None
     price_per_hour: float | None = None
     unsupported_dtypes: tuple[str, ...] = ()
@@ -101,6 +104,8 @@ class Chip:
             value = getattr(self, key)
             if value is not None:
                 check_positive(key, value)
+        if self.compute_units is not None:
+            check_count("compute_units", self.compute_units)
         if self.price_per_hour is not None:
             check_not_negative("price_per_hour", self.price_per_hour)
         for key in ("peak_tflops", "measured_tflops"):

@@ -1,15 +1,71 @@
-"""Seconds of collectives from latency α and bandwidth β of the links they cross."""
+"""Seconds of collectives and messages: the quickest algorithm on the links they cross."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from pluribus.hardware.cluster import Cluster
+from pluribus.predict.algorithms import ALL_REDUCE, SEND, Algorithm, GroupShape, algorithms
+from pluribus.predict.link_classes import Links, links_of
 from pluribus.spec.profile import Profile
 
-ALL_REDUCE = "all_reduce"
 POINT_TO_POINT = "point_to_point"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The quickest way to run a collective.
+
+    Attributes:
+        seconds: a number, or an array with one per size.
+        algorithm: its name, or an array of names.
+    """
+
+    seconds: float | np.ndarray
+    algorithm: str | np.ndarray
+
+
+def collective_seconds(
+    op: str,
+    num_bytes: float | np.ndarray,
+    group: GroupShape,
+    links: Links,
+    among: tuple[str, ...] = (),
+) -> Choice:
+    """Seconds of a collective by its quickest algorithm.
+
+    Args:
+        op: ``all_reduce``, ``all_gather``, ``reduce_scatter``, ``all_to_all``, ``broadcast`` or
+            ``send``.
+        num_bytes: the whole buffer: what each member sums, gathers in the end, holds before it
+            scatters, or sends in all. An array is answered size by size.
+        among: names of the algorithms to choose from; empty is all that fit.
+    """
+    if group.members < 2:
+        return Choice(0.0 * num_bytes, "none")
+    known = _algorithms(op, group, links, among)
+    if isinstance(num_bytes, np.ndarray):
+        table = np.stack([algorithm.seconds(num_bytes) for algorithm in known])
+        names = np.array([algorithm.name for algorithm in known])
+        return Choice(table.min(axis=0), names[table.argmin(axis=0)])
+    if len(known) == 1:
+        return Choice(known[0].seconds(num_bytes), known[0].name)
+    seconds, name = min((algorithm.seconds(num_bytes), algorithm.name) for algorithm in known)
+    return Choice(seconds, name)
+
+
+@functools.cache
+def _algorithms(
+    op: str, group: GroupShape, links: Links, among: tuple[str, ...]
+) -> tuple[Algorithm, ...]:
+    known = tuple(a for a in algorithms(op, group, links) if not among or a.name in among)
+    assert known, f"{op} on {group} has none of {among}"
+    return known
 
 
 def ring_all_reduce_seconds(
@@ -30,6 +86,11 @@ def message_seconds(
     measured = profile and profile.link(*pools, POINT_TO_POINT)
     if measured:
         return measured.latency_s + num_bytes / measured.bytes_per_s
+    pool = cluster.pool_of(source)
+    if pool is cluster.pool_of(target) and source != target:
+        same_node = source.rpartition("/")[0] == target.rpartition("/")[0]
+        group = GroupShape(2) if same_node else GroupShape(1, 2)
+        return collective_seconds(SEND, num_bytes, group, links_of(pool)).seconds
     return cluster.link(source, target).seconds(num_bytes)
 
 
@@ -42,9 +103,9 @@ def group_all_reduce_seconds(
 ) -> float:
     """Sums one buffer over chips that may sit in several pools.
 
-    Inside each pool a ring, between pools one more (two levels: reduce-scatter inside,
-    all-reduce across, all-gather inside; Goyal et al. 2017 §4). A link between pools is shared
-    by every group that crosses it at the same time.
+    Inside each pool the quickest all-reduce, between pools a ring (two levels: reduce-scatter
+    inside, all-reduce across, all-gather inside; Goyal et al. 2017 §4). A link between pools is
+    shared by every group that crosses it at the same time.
 
     Args:
         num_bytes: of the buffer on one chip.
@@ -61,13 +122,10 @@ def group_all_reduce_seconds(
             return measured.latency_s + num_bytes / measured.bytes_per_s
     inside = 0.0
     for address, count in members.items():
-        pool = cluster.pool(address)
-        nodes = {chip.rsplit("/", 1)[0] for chip in chips if _pool(chip) == address}
-        if len(nodes) == 1:
-            latency_s, rate = pool.intra_latency_us * 1e-6, pool.intra_bytes_per_s
-        else:
-            latency_s, rate = pool.nic_latency_us * 1e-6, pool.nic_bytes_per_s
-        inside = max(inside, ring_all_reduce_seconds(num_bytes, count, latency_s, rate))
+        if count > 1:
+            nodes = Counter(chip.rsplit("/", 1)[0] for chip in chips if _pool(chip) == address)
+            choice = _in_pool(num_bytes, tuple(nodes.values()), links_of(cluster.pool(address)))
+            inside = max(inside, choice.seconds)
     if len(pools) == 1:
         return inside
     first = {address: next(c for c in chips if _pool(c) == address) for address in pools}
@@ -81,6 +139,15 @@ def group_all_reduce_seconds(
         shared = spec.bytes_per_s / rings_per_crossing if spec else float("inf")
         rate = min(rate, link.bytes_per_s * lanes, shared)
     return inside + ring_all_reduce_seconds(num_bytes, len(pools), latency, rate)
+
+
+def _in_pool(num_bytes: float, members: tuple[int, ...], links: Links) -> Choice:
+    """Sums over members spread over nodes of one pool, given how many sit on each node."""
+    group = GroupShape(members[0], len(members))
+    if min(members) < max(members):
+        # Unequal nodes have no rails in common: one flat group over one adapter each.
+        group = GroupShape(1, sum(members))
+    return collective_seconds(ALL_REDUCE, num_bytes, group, links)
 
 
 def _pool(chip: str) -> str:

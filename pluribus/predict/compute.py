@@ -1,11 +1,9 @@
-"""Seconds of a layer on a chip: measured where a Profile has it, otherwise a roofline.
-
-Roofline (Williams, Waterman, Patterson 2009): an operator takes the longer of its arithmetic at
-the chip's measured matmul rate and its memory traffic at the chip's bandwidth, plus a launch.
-"""
+"""Seconds of a layer on a chip: measured where a Profile has it, otherwise the sum of its
+operators, each by its shape (`operators.py`)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +11,13 @@ from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.layer import Layer
-from pluribus.predict.collectives import ring_all_reduce_seconds
+from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
+from pluribus.predict.calibration import IDENTITY, Calibration
+from pluribus.predict.collectives import collective_seconds
+from pluribus.predict.link_classes import links_of
+from pluribus.predict.operators import Work, operator_work
+from pluribus.predict.software import PLURIBUS, Software
 from pluribus.spec.profile import Profile
-
-# Launching one operator from Python on an accelerator; an order of magnitude, not fitted.
-LAUNCH_SECONDS = 5e-6
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
@@ -31,11 +31,14 @@ class StageTime:
     Attributes:
         backward: with the recomputed forward, where the stage recomputes.
         spread: relative half-width.
+        weight_gradient: the part of backward that makes the gradients of weights, which a
+            zero-bubble schedule can do later.
     """
 
     forward: float
     backward: float
     spread: float
+    weight_gradient: float = 0.0
 
     @property
     def total(self) -> float:
@@ -52,22 +55,26 @@ def stage_time(
     recompute: str,
     precision: str,
     profile: Profile | None,
+    calibration: Calibration = IDENTITY,
 ) -> StageTime:
     """Seconds of one micro-batch through a run of layers on chips of one pool.
 
     Raises:
         ConfigError: the chip has no arithmetic of this precision.
     """
-    forward = backward = weighted = 0.0
+    forward = backward = weighted = weights = 0.0
     for layer in layers:
-        time = layer_time(layer, pool, micro_batch, sequence_length, tp, precision, profile)
+        time = layer_time(
+            layer, pool, micro_batch, sequence_length, tp, precision, profile, calibration
+        )
         # Recompute keeps the head's input anyway: its forward is not run twice.
         again = time.forward if recompute == "full" and layer.kind in ("dense", "moe") else 0.0
         forward += time.forward
         backward += time.backward + again
         weighted += time.spread * time.total
+        weights += time.weight_gradient
     total = forward + backward
-    return StageTime(forward, backward, weighted / total if total else 0.0)
+    return StageTime(forward, backward, weighted / total if total else 0.0, weights)
 
 
 def layer_time(
@@ -78,25 +85,67 @@ def layer_time(
     tp: int,
     precision: str,
     profile: Profile | None,
+    calibration: Calibration = IDENTITY,
 ) -> StageTime:
     """Seconds of one layer for one micro-batch, with its tensor-parallel sums."""
     measured = profile and profile.layer(
         pool.chip.key, layer.signature, micro_batch, sequence_length, tp, precision
     )
     if measured:
-        return StageTime(measured.forward, measured.backward, measured.spread)
-    element = DTYPE_BYTES[precision]
-    forward = backward = 0.0
-    for operator in layer.operators(micro_batch, sequence_length, tp=tp, bytes_per_element=element):
-        once = _roofline(operator.flops, operator.bytes, pool.chip, precision)
-        forward += once
-        # Backward computes the gradients of the input and of the weight: twice the work.
-        backward += 2 * once
+        share = _weight_gradient_share(layer, micro_batch, sequence_length, tp)
+        return StageTime(
+            measured.forward, measured.backward, measured.spread, measured.backward * share
+        )
+    ahead, back, weights = layer_work(
+        layer, pool.chip, (micro_batch, sequence_length, tp), precision
+    )
+    forward, backward = ahead.seconds(calibration), back.seconds(calibration)
     if tp > 1:
+        element = DTYPE_BYTES[precision]
         sums = _tensor_parallel_seconds(layer, pool, micro_batch, sequence_length, tp, element)
-        forward += sums
-        backward += sums
-    return StageTime(forward, backward, ROOFLINE_SPREAD)
+        forward += sums * calibration.intra
+        backward += sums * calibration.intra
+    spread = calibration.spread or ROOFLINE_SPREAD
+    return StageTime(forward, backward, spread, weights * calibration.matmul)
+
+
+@functools.lru_cache(maxsize=4096)
+def _weight_gradient_share(layer: Layer, micro_batch: int, sequence_length: int, tp: int) -> float:
+    """Share of a measured backward that makes weight gradients, by FLOPs: a matrix product has
+    as many for its weight as for its input, attention has no weight (Qi et al. 2023,
+    arXiv 2401.10241 table 1)."""
+    products = everything = 0.0
+    for operator in layer.operators(micro_batch, sequence_length, tp=tp):
+        everything += operator.flops
+        if operator.kind in ("gemm", "grouped_gemm"):
+            products += operator.flops
+    return products / (2 * everything) if everything else 0.0
+
+
+def layer_work(
+    layer: Layer,
+    chip: Chip,
+    shape: tuple[int, ...],
+    precision: str,
+    software: Software = PLURIBUS,
+) -> tuple[Work, Work, float]:
+    """Forward, backward and its weight-gradient part of one layer, without communication.
+
+    Args:
+        shape: micro-batch, sequence length, and the degrees tp, cp and ep (1 where left out).
+    """
+    micro_batch, sequence_length, tp, cp, ep = (*shape, 1, 1, 1)[:5]
+    # Head and embedding stay in 16 bits where the matrices of the blocks are in 8.
+    in_blocks = layer.kind in ("dense", "moe")
+    precision = precision if in_blocks or precision != "fp8" else "bf16"
+    forward, backward, weights = Work(), Work(), 0.0
+    element = max(2, DTYPE_BYTES[precision])
+    for operator in layer.operators(
+        micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=element
+    ):
+        ahead, back, weight = operator_work(operator, chip, precision, software)
+        forward, backward, weights = forward + ahead, backward + back, weights + weight
+    return forward, backward, weights
 
 
 def optimizer_seconds(parameters: float, chip: Chip, profile: Profile | None) -> float:
@@ -111,17 +160,11 @@ def optimizer_seconds(parameters: float, chip: Chip, profile: Profile | None) ->
     return parameters * 28 / chip.memory_bytes_per_s
 
 
-def _roofline(flops: float, num_bytes: float, chip: Chip, precision: str) -> float:
-    arithmetic = flops / chip.matmul_flops(precision) if flops else 0.0
-    return max(arithmetic, num_bytes / chip.memory_bytes_per_s) + LAUNCH_SECONDS
-
-
 def _tensor_parallel_seconds(
     layer: Layer, pool: Pool, micro_batch: int, sequence_length: int, tp: int, element: float
 ) -> float:
     """The sums of one direction of one layer (Shoeybi et al. 2019, arXiv 1909.08053 §3): a block
     sums its hidden state twice, an embedding or head once."""
     sums = 2 if layer.kind in ("dense", "moe") else 1
-    latency_s = pool.intra_latency_us * 1e-6
     num_bytes = layer.output_bytes(micro_batch, sequence_length, bytes_per_element=element)
-    return sums * ring_all_reduce_seconds(num_bytes, tp, latency_s, pool.intra_bytes_per_s)
+    return sums * collective_seconds(ALL_REDUCE, num_bytes, GroupShape(tp), links_of(pool)).seconds

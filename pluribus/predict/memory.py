@@ -26,9 +26,10 @@ def stage_parameters(setting: Setting, stage: Stage) -> int:
     """Parameters on one chip of a stage, a tied matrix counted on each side that holds it."""
     layers = setting.model.layers
     tp, ep = stage.tensor_parallel, stage.expert_parallel
-    count = sum(layers[i].parameters_per_rank(tp=tp, ep=ep) for i in range(*stage.layers))
+    held = stage.layer_indices
+    count = sum(layers[i].parameters_per_rank(tp=tp, ep=ep) for i in held)
     tied = setting.tied_layers
-    if tied and stage.layers[0] > tied[0] and stage.layers[1] > tied[1]:
+    if tied and tied[1] in held and tied[0] not in held:
         count += layers[tied[1]].tied_parameters // tp
     return count
 
@@ -57,7 +58,7 @@ def stage_memory(setting: Setting, pipeline: Pipeline, index: int) -> ChipMemory
     element = DTYPE_BYTES[setting.precision]
     shape = (pipeline.micro_batch_size, setting.sequence_length)
     share = {"tp": stage.tensor_parallel, "cp": stage.context_parallel}
-    layers = [setting.model.layers[i] for i in range(*stage.layers)]
+    layers = [setting.model.layers[i] for i in stage.layer_indices]
     kept = sum(
         layer.activation_bytes(
             *shape, **share, bytes_per_element=element, recompute=stage.recompute

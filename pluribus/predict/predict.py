@@ -7,23 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
-from pluribus.predict.compute import optimizer_seconds
+from pluribus.predict.compute import StageTime, optimizer_seconds
 from pluribus.predict.memory import stage_memory, stage_parameters
 from pluribus.predict.schedule import (
     Action,
     ActionKind,
     GradientGroup,
     gradient_groups,
-    plan_actions,
+    pipeline_actions,
+    tail_actions,
 )
 from pluribus.predict.setting import Setting
-from pluribus.predict.timeline import Durations, Lane, Span, Timeline, simulate
+from pluribus.predict.timeline import Course, Durations, Lane, Timeline, simulate
 from pluribus.spec.plan import Plan, Stage
 from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
 from pluribus.spec.profile import Profile
 
-_COMPUTE = (ActionKind.FORWARD, ActionKind.BACKWARD)
-_TAIL = (ActionKind.REDUCE, ActionKind.STEP)
+_COMPUTE = (
+    ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.BACKWARD_INPUT, ActionKind.BACKWARD_WEIGHT,
+)  # fmt: skip
 _RECEIVE = (ActionKind.RECV_ACTIVATION, ActionKind.RECV_GRADIENT)
 _SEND = (ActionKind.SEND_ACTIVATION, ActionKind.SEND_GRADIENT)
 
@@ -58,10 +60,12 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     timeline = _timeline(plan, durations, groups)
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
-    bottleneck = max(timeline.lanes, key=lambda lane: timeline.seconds(lane, *_COMPUTE))
+    busy = {(p, s): _busy(plan, setting, (p, s)) for p, s, _ in plan.stages}
+    bottleneck = max(busy, key=busy.__getitem__)
     stages = tuple(
         tuple(
-            _stage_prediction(plan, setting, timeline, (p, s)) for s in range(len(pipeline.stages))
+            _stage_prediction(plan, setting, busy[p, s] / step, (p, s))
+            for s in range(len(pipeline.stages))
         )
         for p, pipeline in enumerate(plan.pipelines)
     )
@@ -82,44 +86,45 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
 
 def _timeline(plan: Plan, durations: Durations, groups: Sequence[GradientGroup]) -> Timeline:
     """Times each unlike pipeline once; sums and updates tie the pipelines together at the end."""
-    lanes: dict[Lane, tuple[Span, ...]] = {}
+    heads: dict[Lane, Course] = {}
     done: dict[tuple, int] = {}
     tails: dict[Lane, tuple[Action, ...]] = {}
-    for p, stages in enumerate(plan_actions(plan, groups)):
-        lanes_of = [(p, s) for s in range(len(stages))]
+    for p, pipeline in enumerate(plan.pipelines):
+        lanes = [(p, s) for s in range(len(pipeline.stages))]
+        tails.update((lane, tail_actions(lane, groups)) for lane in lanes)
+        links = list(itertools.pairwise(lanes))
+        if pipeline.schedule == "interleaved" and links:
+            links.append((lanes[-1], lanes[0]))
         # The same stages may sit in one node in one pipeline and in two nodes in another.
         alike = (
-            replace(
-                plan.pipelines[p],
-                stages=tuple(replace(s, chips=(s.pool,)) for s in plan.pipelines[p].stages),
-            ),
-            tuple(durations.transfer(a, b) for a, b in itertools.pairwise(lanes_of)),
+            replace(pipeline, stages=tuple(replace(s, chips=(s.pool,)) for s in pipeline.stages)),
+            tuple(durations.transfer(a, b) for a, b in links),
         )
-        heads = {}
-        for s, actions in enumerate(stages):
-            cut = next(i for i, a in enumerate(actions) if a.kind in _TAIL)
-            heads[p, s], tails[p, s] = actions[:cut], actions[cut:]
         if alike not in done:
             done[alike] = p
-            lanes.update(simulate(heads, durations).lanes)
+            actions = zip(lanes, pipeline_actions(pipeline), strict=True)
+            heads.update(simulate(dict(actions), durations).courses)
         else:
-            for s in range(len(stages)):
-                lanes[p, s] = lanes[done[alike], s]
-    start = {lane: spans[-1].end for lane, spans in lanes.items()}
-    ends = simulate(tails, durations, groups, start).lanes
-    return Timeline({lane: lanes[lane] + ends[lane] for lane in lanes})
+            heads.update((lane, heads[done[alike], lane[1]]) for lane in lanes)
+    start = {lane: head.end for lane, head in heads.items()}
+    ends = simulate(tails, durations, groups, start).courses
+    return Timeline({lane: head.followed_by(ends[lane]) for lane, head in heads.items()})
 
 
 def _durations(plan: Plan, setting: Setting, groups: Sequence[GradientGroup]) -> Durations:
     compute = {}
     for p, s, stage in plan.stages:
-        time = setting.stage_time(stage, plan.pipelines[p].micro_batch_size)
-        update = optimizer_seconds(
-            stage_parameters(setting, stage), setting.pool(stage.pool).chip, setting.profile
+        times = _chunk_times(plan, setting, (p, s))
+        parameters = sum(stage_parameters(setting, chunk) for chunk in stage.by_chunk)
+        compute[(p, s), ActionKind.FORWARD] = tuple(t.forward for t in times)
+        compute[(p, s), ActionKind.BACKWARD] = tuple(t.backward for t in times)
+        compute[(p, s), ActionKind.BACKWARD_INPUT] = tuple(
+            t.backward - t.weight_gradient for t in times
         )
-        compute[(p, s), ActionKind.FORWARD] = time.forward
-        compute[(p, s), ActionKind.BACKWARD] = time.backward
-        compute[(p, s), ActionKind.STEP] = update
+        compute[(p, s), ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
+        compute[(p, s), ActionKind.STEP] = optimizer_seconds(
+            parameters, setting.pool(stage.pool).chip, setting.profile
+        )
 
     transfers: dict[tuple[Lane, Lane], float] = {}
 
@@ -142,6 +147,12 @@ def _durations(plan: Plan, setting: Setting, groups: Sequence[GradientGroup]) ->
 
 def _stage(plan: Plan, lane: Lane) -> Stage:
     return plan.pipelines[lane[0]].stages[lane[1]]
+
+
+def _chunk_times(plan: Plan, setting: Setting, lane: Lane) -> list[StageTime]:
+    """Of one micro-batch through each chunk of a stage."""
+    size = plan.pipelines[lane[0]].micro_batch_size
+    return [setting.stage_time(chunk, size) for chunk in _stage(plan, lane).by_chunk]
 
 
 def _crossings(plan: Plan, groups: Sequence[GradientGroup]) -> int:
@@ -167,15 +178,19 @@ def _reduce_seconds(plan: Plan, setting: Setting, group: GradientGroup, crossing
     )
 
 
-def _stage_prediction(
-    plan: Plan, setting: Setting, timeline: Timeline, lane: Lane
-) -> StagePrediction:
+def _busy(plan: Plan, setting: Setting, lane: Lane) -> float:
+    """Seconds of a stage's forwards and backwards in a step."""
+    times = _chunk_times(plan, setting, lane)
+    return plan.pipelines[lane[0]].micro_batches * sum(time.total for time in times)
+
+
+def _stage_prediction(plan: Plan, setting: Setting, busy: float, lane: Lane) -> StagePrediction:
     pipeline = plan.pipelines[lane[0]]
-    time = setting.stage_time(_stage(plan, lane), pipeline.micro_batch_size)
+    times = _chunk_times(plan, setting, lane)
     return StagePrediction(
-        forward=time.forward,
-        backward=time.backward,
-        busy=timeline.seconds(lane, *_COMPUTE) / timeline.end,
+        forward=sum(time.forward for time in times),
+        backward=sum(time.backward for time in times),
+        busy=busy,
         memory=stage_memory(setting, pipeline, lane[1]),
     )
 
@@ -184,17 +199,16 @@ def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdow
     """Splits one stage's step. Waiting for a message or a sum counts as communication up to what
     it takes by itself; the rest of the wait is the bubble."""
     waited = exposed = summed = 0.0
-    for span in timeline.lanes[lane]:
+    for span in timeline.courses[lane].spans:
         if span.action.kind is ActionKind.REDUCE:
             waited += span.seconds
             summed += min(span.seconds, durations.reduce[span.action.index])
         if span.action.kind in _RECEIVE:
-            step = -1 if span.action.kind is ActionKind.RECV_ACTIVATION else 1
-            message = durations.transfer((lane[0], lane[1] + step), lane)
+            message = durations.transfer((lane[0], span.action.peer(lane[1])), lane)
             waited += span.seconds
             exposed += min(span.seconds, message)
     sends = timeline.seconds(lane, *_SEND)
-    idle = timeline.end - timeline.lanes[lane][-1].end
+    idle = timeline.end - timeline.courses[lane].end
     return Breakdown(
         compute=timeline.seconds(lane, *_COMPUTE),
         pipeline_communication=exposed + sends,
@@ -207,8 +221,7 @@ def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdow
 def _spread(plan: Plan, setting: Setting) -> float:
     """The largest relative uncertainty of any stage: whichever errs can become the bottleneck."""
     return max(
-        setting.stage_time(stage, plan.pipelines[p].micro_batch_size).spread
-        for p, _, stage in plan.stages
+        time.spread for p, s, _ in plan.stages for time in _chunk_times(plan, setting, (p, s))
     )
 
 

@@ -1,7 +1,7 @@
 """The action list of a plan: what each stage does, in order.
 
 One list serves three readers: the timeline predicts it, the runtime executes it, the report
-draws it. Messages are matched by kind, micro-batch and the two neighbour stages; a send never
+draws it. Messages are matched by kind, micro-batch, chunk and the two stages; a send never
 waits for its receiver. `REDUCE` sums one gradient group over the stages that hold it; every
 member lists its groups in ascending order, so overlapping groups cannot deadlock.
 """
@@ -11,37 +11,44 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from pluribus.spec.plan import Pipeline, Plan
-
-
-class ActionKind(StrEnum):
-    """What a stage can do."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    SEND_ACTIVATION = "send_activation"
-    RECV_ACTIVATION = "recv_activation"
-    SEND_GRADIENT = "send_gradient"
-    RECV_GRADIENT = "recv_gradient"
-    REDUCE = "reduce"
-    STEP = "step"
+from pluribus.predict.schedules.base import Action, ActionKind, Order, Placement, with_messages
+from pluribus.predict.schedules.gpipe import gpipe
+from pluribus.predict.schedules.interleaved import interleaved
+from pluribus.predict.schedules.one_f_one_b import one_f_one_b
+from pluribus.predict.schedules.zero_bubble import zb_h1, zb_h2
+from pluribus.predict.schedules.zero_bubble_v import zbv
+from pluribus.spec.plan import PassTimes, Pipeline, Plan, ScheduleName
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
-    """One thing a stage does.
+class Structure:
+    """What the order of passes depends on: equal structures share their lists.
 
     Attributes:
-        index: the micro-batch; for REDUCE the gradient group; for STEP zero.
+        chunks: virtual stages on each stage.
+        pass_times: see `Pipeline.pass_times`.
     """
 
-    kind: ActionKind
-    index: int = 0
+    schedule: ScheduleName
+    num_stages: int
+    micro_batches: int
+    chunks: int
+    pass_times: PassTimes
 
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.index}"
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Structure:
+        return cls(
+            pipeline.schedule,
+            len(pipeline.stages),
+            pipeline.micro_batches,
+            pipeline.virtual_stages,
+            pipeline.pass_times,
+        )
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.num_stages, self.chunks, vee=self.schedule == "zbv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,56 +64,62 @@ class GradientGroup:
     holders: tuple[tuple[int, int], ...]
 
 
-def pipeline_actions(pipeline: Pipeline) -> tuple[tuple[Action, ...], ...]:
-    """Forward, backward and messages of each stage of one pipeline, without REDUCE and STEP.
-
-    1F1B is PipeDream-Flush (Narayanan et al. 2021, arXiv 2006.09503 §2.2): stage s of S runs
-    min(S − 1 − s, M) forwards ahead, then alternates. GPipe runs every forward first
-    (Huang et al. 2019).
-    """
-    num_stages = len(pipeline.stages)
-    return tuple(
-        _stage_actions(stage, num_stages, pipeline.micro_batches, pipeline.schedule)
-        for stage in range(num_stages)
-    )
+def pipeline_actions(pipeline: Pipeline) -> Order:
+    """Passes and messages of each stage of one pipeline, without REDUCE and STEP."""
+    return _actions(Structure.of(pipeline))
 
 
 @functools.lru_cache(maxsize=256)  # like pipelines of a large plan share their lists
-def _stage_actions(
-    stage: int, num_stages: int, num_micro_batches: int, schedule: str
-) -> tuple[Action, ...]:
-    ahead = num_stages - 1 - stage if schedule == "1f1b" else num_micro_batches
-    ahead = min(ahead, num_micro_batches)
-    actions: list[Action] = []
-
-    def forward(micro_batch: int) -> None:
-        if stage > 0:
-            actions.append(Action(ActionKind.RECV_ACTIVATION, micro_batch))
-        actions.append(Action(ActionKind.FORWARD, micro_batch))
-        if stage < num_stages - 1:
-            actions.append(Action(ActionKind.SEND_ACTIVATION, micro_batch))
-
-    def backward(micro_batch: int) -> None:
-        if stage < num_stages - 1:
-            actions.append(Action(ActionKind.RECV_GRADIENT, micro_batch))
-        actions.append(Action(ActionKind.BACKWARD, micro_batch))
-        if stage > 0:
-            actions.append(Action(ActionKind.SEND_GRADIENT, micro_batch))
-
-    for micro_batch in range(ahead):
-        forward(micro_batch)
-    for micro_batch in range(num_micro_batches):
-        if ahead + micro_batch < num_micro_batches:
-            forward(ahead + micro_batch)
-        backward(micro_batch)
-    return tuple(actions)
+def _actions(structure: Structure) -> Order:
+    return with_messages(passes(structure), structure.placement, structure.micro_batches)
 
 
-def max_in_flight(pipeline: Pipeline, stage: int) -> int:
-    """Micro-batches whose activations a stage holds at its fullest moment."""
+def passes(structure: Structure) -> Order:
+    """Forwards and backwards of each stage, without messages."""
+    size = structure.num_stages, structure.micro_batches
+    match structure.schedule:
+        case "1f1b":
+            return one_f_one_b(*size)
+        case "gpipe":
+            return gpipe(*size)
+        case "interleaved":
+            return interleaved(*size, structure.chunks)
+        case "zb-h1":
+            return zb_h1(*size)
+        case "zb-h2":
+            return zb_h2(*size, structure.pass_times)
+        case "zbv":
+            return zbv(*size)
+
+
+def max_in_flight(pipeline: Pipeline, stage: int) -> float:
+    """Micro-batches whose activations a stage holds at its fullest moment.
+
+    A chunk of v counts as 1/v. With split backward passes an activation counts in full until
+    its weight gradient is done: Qi et al. 2023 (arXiv 2401.10241 §2.3) count M_B before the
+    gradient of the input and M_W after it, 34 : 32 with flash attention (Table 1).
+    """
     if pipeline.schedule == "gpipe":
         return pipeline.micro_batches
-    return min(len(pipeline.stages) - stage, pipeline.micro_batches)
+    if pipeline.schedule == "1f1b":
+        return min(len(pipeline.stages) - stage, pipeline.micro_batches)
+    return _most_held(Structure.of(pipeline))[stage] / pipeline.virtual_stages
+
+
+@functools.lru_cache(maxsize=256)
+def _most_held(structure: Structure) -> tuple[int, ...]:
+    """Chunk activations each stage holds at its fullest moment."""
+    fullest = []
+    for actions in passes(structure):
+        held = most = 0
+        for action in actions:
+            if action.kind is ActionKind.FORWARD:
+                held += 1
+                most = max(most, held)
+            elif action.kind is not ActionKind.BACKWARD_INPUT:
+                held -= 1
+        fullest.append(most)
+    return tuple(fullest)
 
 
 def gradient_groups(plan: Plan, tied: tuple[int, int] | None = None) -> tuple[GradientGroup, ...]:
@@ -119,7 +132,7 @@ def gradient_groups(plan: Plan, tied: tuple[int, int] | None = None) -> tuple[Gr
     """
     holders: dict[int, set[tuple[int, int]]] = {}
     for p, s, stage in plan.stages:
-        for layer in range(*stage.layers):
+        for layer in stage.layer_indices:
             holders.setdefault(layer, set()).add((p, s))
     if tied is not None:
         embedding, head = tied
@@ -138,12 +151,16 @@ def plan_actions(
     plan: Plan, groups: Sequence[GradientGroup]
 ) -> tuple[tuple[tuple[Action, ...], ...], ...]:
     """Every stage's whole step: [pipeline][stage] -> actions, REDUCE and STEP at the end."""
-    result = []
-    for p, pipeline in enumerate(plan.pipelines):
-        stages = []
-        for s, actions in enumerate(pipeline_actions(pipeline)):
-            mine = [g for g, group in enumerate(groups) if (p, s) in group.holders]
-            reduces = tuple(Action(ActionKind.REDUCE, g) for g in mine)
-            stages.append((*actions, *reduces, Action(ActionKind.STEP)))
-        result.append(tuple(stages))
-    return tuple(result)
+    return tuple(
+        tuple(
+            (*actions, *tail_actions((p, s), groups))
+            for s, actions in enumerate(pipeline_actions(pipeline))
+        )
+        for p, pipeline in enumerate(plan.pipelines)
+    )
+
+
+def tail_actions(lane: tuple[int, int], groups: Sequence[GradientGroup]) -> tuple[Action, ...]:
+    """What a (pipeline, stage) does after its last micro-batch: its sums in order, and STEP."""
+    mine = (g for g, group in enumerate(groups) if lane in group.holders)
+    return (*(Action(ActionKind.REDUCE, g) for g in mine), Action(ActionKind.STEP))

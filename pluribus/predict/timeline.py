@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from pluribus.predict.schedule import Action, ActionKind, GradientGroup
 
 Lane = tuple[int, int]  # (pipeline, stage)
 
-_MATCHING_SEND = {
-    ActionKind.RECV_ACTIVATION: (ActionKind.SEND_ACTIVATION, -1),
-    ActionKind.RECV_GRADIENT: (ActionKind.SEND_GRADIENT, +1),
-}
+# A message by its sender: (lane, whether it is a gradient, micro-batch, chunk).
+_Message = tuple[Lane, bool, int, int]
+
+# Names of this file: the loop below asks for them once per action.
+_SEND_ACTIVATION, _RECV_ACTIVATION = ActionKind.SEND_ACTIVATION, ActionKind.RECV_ACTIVATION
+_SEND_GRADIENT, _RECV_GRADIENT = ActionKind.SEND_GRADIENT, ActionKind.RECV_GRADIENT
+_PASSES = (
+    ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.BACKWARD_INPUT,
+    ActionKind.BACKWARD_WEIGHT, ActionKind.STEP,
+)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One action with its time, in seconds since the step began."""
 
     action: Action
@@ -34,19 +41,50 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Timeline:
-    """Every stage's spans, in order, keyed by (pipeline, stage)."""
+class Course:
+    """One stage's actions without a gap: each begins where the one before it ends.
 
-    lanes: Mapping[Lane, tuple[Span, ...]]
+    Attributes:
+        begin: of the first action.
+        ends: of each action.
+    """
+
+    actions: Sequence[Action]
+    begin: float
+    ends: Sequence[float]
+
+    @property
+    def end(self) -> float:
+        return self.ends[-1] if self.ends else self.begin
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(map(Span, self.actions, (self.begin, *self.ends), self.ends))
+
+    def followed_by(self, later: Course) -> Course:
+        """Both, where the later one begins as this one ends."""
+        return Course((*self.actions, *later.actions), self.begin, (*self.ends, *later.ends))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When every stage does what, keyed by (pipeline, stage)."""
+
+    courses: Mapping[Lane, Course]
+
+    @cached_property
+    def lanes(self) -> Mapping[Lane, tuple[Span, ...]]:
+        """Every stage's spans, in order."""
+        return {lane: course.spans for lane, course in self.courses.items()}
 
     @property
     def end(self) -> float:
         """Seconds until the last stage has stepped."""
-        return max(spans[-1].end for spans in self.lanes.values())
+        return max(course.end for course in self.courses.values())
 
     def seconds(self, lane: Lane, *kinds: ActionKind) -> float:
         """Time a stage spends in actions of these kinds."""
-        return sum(span.seconds for span in self.lanes[lane] if span.action.kind in kinds)
+        return sum(span.seconds for span in self.courses[lane].spans if span.action.kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -54,13 +92,14 @@ class Durations:
     """What each action takes, in seconds.
 
     Attributes:
-        compute: of FORWARD, BACKWARD and STEP: (lane, kind) -> seconds.
+        compute: of FORWARD, BACKWARD (or its halves) and STEP: (lane, kind) -> seconds; of a
+            stage with several chunks, the seconds of each.
         transfer: of a message from one stage to its neighbour: (from, to) -> seconds.
         reduce: of a gradient group, once its last member has come.
         send: what a send costs the sender itself.
     """
 
-    compute: Mapping[tuple[Lane, ActionKind], float]
+    compute: Mapping[tuple[Lane, ActionKind], float | tuple[float, ...]]
     transfer: Callable[[Lane, Lane], float]
     reduce: Sequence[float]
     send: float = 0.0
@@ -79,57 +118,94 @@ def simulate(
     Args:
         start: when each stage begins; zero by default.
     """
-    clock = {lane: start[lane] if start else 0.0 for lane in actions}
-    position = dict.fromkeys(actions, 0)
-    spans: dict[Lane, list[Span]] = {lane: [] for lane in actions}
-    arrived: dict[tuple[Lane, Lane, Action], float] = {}
-    link_free: dict[tuple[Lane, Lane], float] = {}
-    waiting: dict[int, dict[Lane, float]] = {g: {} for g in range(len(groups))}
-    reduced: dict[int, float] = {}
+    begin = start or dict.fromkeys(actions, 0.0)
+    run = _Run(actions, durations, groups, begin)
+    while run.ready:
+        run.advance(run.ready.pop())
+    stuck = [lane for lane, ends in run.ends.items() if len(ends) < len(actions[lane])]
+    assert not stuck, f"the action lists deadlock at {stuck}"
+    return Timeline(
+        {lane: Course(actions[lane], begin[lane], tuple(ends)) for lane, ends in run.ends.items()}
+    )
 
-    def end_of(lane: Lane, action: Action) -> float | None:
-        """When this stage's next action ends, or None while it cannot be known."""
-        now = clock[lane]
-        match action.kind:
-            case ActionKind.SEND_ACTIVATION | ActionKind.SEND_GRADIENT:
-                step = 1 if action.kind is ActionKind.SEND_ACTIVATION else -1
-                peer = (lane[0], lane[1] + step)
-                begin = max(now, link_free.get((lane, peer), 0.0))
-                done = begin + durations.transfer(lane, peer)
-                link_free[lane, peer] = done
-                arrived[lane, peer, action] = done
-                return now + durations.send
-            case ActionKind.RECV_ACTIVATION | ActionKind.RECV_GRADIENT:
-                kind, step = _MATCHING_SEND[action.kind]
-                sent = arrived.pop(
-                    ((lane[0], lane[1] + step), lane, Action(kind, action.index)), None
-                )
-                return None if sent is None else max(now, sent)
-            case ActionKind.REDUCE:
-                group = action.index
-                waiting[group][lane] = now
-                if len(waiting[group]) < len(groups[group].holders):
-                    return None
-                if group not in reduced:
-                    reduced[group] = max(waiting[group].values()) + durations.reduce[group]
-                return reduced[group]
-            case _:
-                return now + durations.compute[lane, action.kind]
 
-    ready = list(actions)
-    while ready:
-        moved = False
-        for lane in ready:
-            program = actions[lane]
-            while position[lane] < len(program):
-                action = program[position[lane]]
-                end = end_of(lane, action)
-                if end is None:
+class _Run:
+    """A simulation on its way: lanes go on in any order until each is done or waits."""
+
+    def __init__(
+        self,
+        actions: Mapping[Lane, Sequence[Action]],
+        durations: Durations,
+        groups: Sequence[GradientGroup],
+        begin: Mapping[Lane, float],
+    ) -> None:
+        self._actions, self._durations, self._groups = actions, durations, groups
+        self._clock = dict(begin)
+        self._compute = {lane: _own(lane, durations) for lane in actions}
+        self.ends: dict[Lane, list[float]] = {lane: [] for lane in actions}
+        self.ready = list(actions)
+        self._arrived: dict[_Message, float] = {}
+        self._link_free: dict[tuple[Lane, Lane], float] = {}
+        self._waiting: dict[_Message, Lane] = {}
+        self._members: list[dict[Lane, float]] = [{} for _ in groups]
+        self._reduced: dict[int, float] = {}
+
+    def advance(self, lane: Lane) -> None:
+        """Runs a lane until its next action's end cannot be known yet."""
+        pipeline, stage = lane
+        actions, compute, ends = self._actions[lane], self._compute[lane], self.ends[lane]
+        transfer, send = self._durations.transfer, self._durations.send
+        now = self._clock[lane]
+        for position in range(len(ends), len(actions)):
+            action = actions[position]
+            kind = action.kind
+            if kind in compute:
+                end = now + compute[kind][action.chunk]
+            elif kind is _RECV_ACTIVATION or kind is _RECV_GRADIENT:
+                gradient = kind is _RECV_GRADIENT
+                peer = (pipeline, stage + action.hop if gradient else stage - action.hop)
+                message = (peer, gradient, action.index, action.chunk)
+                sent = self._arrived.pop(message, None)
+                if sent is None:
+                    self._waiting[message] = lane
                     break
-                spans[lane].append(Span(action, clock[lane], end))
-                clock[lane] = end
-                position[lane] += 1
-                moved = True
-        ready = [lane for lane in ready if position[lane] < len(actions[lane])]
-        assert moved or not ready, f"the action lists deadlock at {ready}"
-    return Timeline({lane: tuple(items) for lane, items in spans.items()})
+                end = sent if sent > now else now
+            elif kind is _SEND_ACTIVATION or kind is _SEND_GRADIENT:
+                gradient = kind is _SEND_GRADIENT
+                peer = (pipeline, stage - action.hop if gradient else stage + action.hop)
+                begin = max(now, self._link_free.get((lane, peer), 0.0))
+                message = (lane, gradient, action.index, action.chunk)
+                done = self._link_free[lane, peer] = begin + transfer(lane, peer)
+                self._arrived[message] = done
+                if message in self._waiting:
+                    self.ready.append(self._waiting.pop(message))
+                end = now + send
+            else:
+                summed = self._reduce(lane, action.index, now)
+                if summed is None:
+                    break
+                end = summed
+            ends.append(end)
+            now = end
+        self._clock[lane] = now
+
+    def _reduce(self, lane: Lane, group: int, now: float) -> float | None:
+        """When this group's sum is done; None until its last member has come."""
+        if group not in self._reduced:
+            members = self._members[group]
+            members[lane] = now
+            if len(members) < len(self._groups[group].holders):
+                return None
+            self._reduced[group] = max(members.values()) + self._durations.reduce[group]
+            self.ready += [member for member in members if member != lane]
+        return self._reduced[group]
+
+
+def _own(lane: Lane, durations: Durations) -> dict[ActionKind, tuple[float, ...]]:
+    """What a lane's own passes take, by chunk."""
+    own = {}
+    for kind in _PASSES:
+        seconds = durations.compute.get((lane, kind))
+        if seconds is not None:
+            own[kind] = seconds if isinstance(seconds, tuple) else (seconds,)
+    return own

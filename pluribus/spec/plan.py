@@ -23,7 +23,8 @@ from pluribus.spec.profile import Profile
 PLAN_VERSION = 1
 
 Recompute = Literal["none", "full"]
-ScheduleName = Literal["1f1b", "gpipe"]
+ScheduleName = Literal["1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zbv"]
+PassTimes = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,14 @@ class Stage:
 
     Attributes:
         chips: addresses ``site/pool/node/chip``; ``data_parallel × tp × cp`` of them.
-        layers: half-open range [first, end) into `Model.layers` (embedding and head included).
+        layers: half-open range [first, end) into `Model.layers` (embedding and head included);
+            of a stage with chunks, the first of them.
         tensor_parallel: chips that share each matrix.
         context_parallel: chips that share each sequence.
         expert_parallel: chips over which experts are dealt (inside data_parallel × tp).
         recompute: "full" keeps only each layer's input and runs forward again in backward.
         zero: ZeRO stage over the stage's data-parallel replicas (0–3).
+        chunks: the ranges of layers of a stage with several virtual stages, by chunk.
     """
 
     chips: tuple[str, ...]
@@ -47,10 +50,32 @@ class Stage:
     expert_parallel: int = 1
     recompute: Recompute = "none"
     zero: int = 0
+    chunks: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.chunks and self.chunks[0] != self.layers:
+            raise PlanError(
+                f"the layers {list(self.layers)} of a stage are not those of its first chunk, "
+                f"{list(self.chunks[0])}",
+                do="Write the range of the first chunk as the stage's layers.",
+            )
+
+    @property
+    def by_chunk(self) -> tuple[Stage, ...]:
+        """The stage as one stage per chunk, each with its own layers."""
+        if not self.chunks:
+            return (self,)
+        return tuple(replace(self, layers=layers, chunks=()) for layers in self.chunks)
+
+    @property
+    def layer_indices(self) -> tuple[int, ...]:
+        """The index of every layer the stage holds, by chunk."""
+        ranges = self.chunks or (self.layers,)
+        return tuple(i for layers in ranges for i in range(*layers))
 
     @property
     def num_layers(self) -> int:
-        return self.layers[1] - self.layers[0]
+        return sum(end - first for first, end in self.chunks or (self.layers,))
 
     @property
     def data_parallel(self) -> int:
@@ -70,12 +95,44 @@ class Pipeline:
     Attributes:
         micro_batch_size: sequences per micro-batch.
         micro_batches: micro-batches per optimiser step.
+        virtual_stages: chunks of layers per stage: any number if interleaved, two in ZBV.
+        pass_times: of a forward, the gradients of the input and of the weight, and a message;
+            only their ratios matter. The order of ZB-H2 is made for them.
     """
 
     stages: tuple[Stage, ...]
     micro_batch_size: int
     micro_batches: int
     schedule: ScheduleName = "1f1b"
+    virtual_stages: int = 1
+    pass_times: PassTimes = (1.0, 1.0, 1.0, 0.0)
+
+    def __post_init__(self) -> None:
+        name, chunks = self.schedule, self.virtual_stages
+        if name == "zbv" and chunks != 2:
+            raise PlanError(
+                f"ZBV with {chunks} virtual stages", do="Write virtual_stages = 2 with zbv."
+            )
+        if name not in ("interleaved", "zbv") and chunks != 1:
+            raise PlanError(
+                f"{name} with {chunks} virtual stages",
+                do="Write virtual_stages = 1, or schedule = interleaved.",
+            )
+        if any(len(stage.chunks or (stage.layers,)) != chunks for stage in self.stages):
+            raise PlanError(
+                f"a stage of a pipeline of {chunks} virtual stages has another number of chunks",
+                do=f"Write {chunks} ranges of layers as the chunks of each stage.",
+            )
+        if name == "interleaved" and self.micro_batches % len(self.stages):
+            raise PlanError(
+                f"{self.micro_batches} micro-batches over {len(self.stages)} interleaved stages",
+                do="Write a multiple of the number of stages, or schedule = 1f1b.",
+            )
+        if min(self.pass_times[:3]) <= 0 or self.pass_times[3] < 0:
+            raise PlanError(
+                f"pass times {list(self.pass_times)}",
+                do="Write times above zero; that of a message may be zero.",
+            )
 
     @property
     def sequences(self) -> int:

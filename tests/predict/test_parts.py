@@ -14,13 +14,13 @@ from pluribus.predict.collectives import (
     ring_all_reduce_seconds,
 )
 from pluribus.predict.compute import (
-    LAUNCH_SECONDS,
     ROOFLINE_SPREAD,
     layer_time,
     optimizer_seconds,
     stage_time,
 )
 from pluribus.predict.memory import stage_memory, stage_parameters
+from pluribus.predict.operators import LAUNCH_SECONDS
 from pluribus.spec.profile import LayerTime, LinkTime, OptimizerTime, Profile
 
 from ..small import (

@@ -10,8 +10,8 @@ from pluribus.hardware.link import LinkSpec
 from pluribus.predict.predict import _durations, forecast, predict
 from pluribus.predict.schedule import ActionKind, gradient_groups, plan_actions
 from pluribus.predict.setting import Setting
-from pluribus.predict.timeline import simulate
-from pluribus.spec.plan import Plan
+from pluribus.predict.timeline import Timeline, simulate
+from pluribus.spec.plan import Pipeline, Plan, Stage
 from pluribus.spec.profile import LayerTime, OptimizerTime, Profile
 
 from ..small import (
@@ -185,3 +185,94 @@ def test_the_memory_of_every_stage_is_told() -> None:
     assert [len(row) for row in stages] == [2, 2, 2, 2]
     assert stages[0] == stages[2]
     assert stages[3][0].memory.weights > stages[0][0].memory.weights
+
+
+def in_schedule(name: str, micro_batches: int = 8) -> Plan:
+    """The four blocks over the slow chips, in two stages of one or two chunks."""
+    chunks = {"interleaved": ((0, 2), (3, 4)), "zbv": ((0, 2), (4, 6))}.get(name, ())
+    other = {"interleaved": ((2, 3), (4, 6)), "zbv": ((2, 3), (3, 4))}.get(name, ())
+    return make_plan(
+        SETTING,
+        Pipeline(
+            stages=(
+                Stage(chips=("here/b/0/0",), layers=(0, 2 if chunks else 3), chunks=chunks),
+                Stage(
+                    chips=("here/b/0/1",), layers=other[0] if other else (3, 6), chunks=other
+                ),
+            ),
+            micro_batch_size=1,
+            micro_batches=micro_batches,
+            schedule=name,
+            virtual_stages=2 if chunks else 1,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["interleaved", "zb-h1", "zb-h2", "zbv"])
+def test_every_schedule_does_the_same_work(name: str) -> None:
+    """Only who waits differs; the breakdown still sums to the step."""
+    plain = forecast(in_schedule("1f1b"), SETTING, {}).prediction
+    other = forecast(in_schedule(name), SETTING, {})
+    parts = astuple(other.prediction.breakdown)
+    assert sum(parts) == pytest.approx(other.prediction.step_seconds.mid, abs=1e-9)
+    assert min(parts) >= -1e-12
+    kinds = [k for k in ActionKind if k.value.startswith(("forward", "backward"))]
+
+    def work(timeline: Timeline, *kinds: ActionKind) -> float:
+        return sum(timeline.seconds((0, s), *kinds) for s in (0, 1))
+
+    first = forecast(in_schedule("1f1b"), SETTING, {}).timeline
+    assert work(other.timeline, *kinds) == pytest.approx(work(first, *kinds))
+    if name != "zbv":  # embedding and head apart, as in 1F1B: as many copies of their matrix
+        step = ActionKind.STEP
+        assert work(other.timeline, step) == pytest.approx(work(first, step))
+    assert other.prediction.breakdown.bubble <= plain.breakdown.bubble
+
+
+def test_the_weight_gradients_are_half_of_what_matrix_products_cost_backward() -> None:
+    """And nothing of what attention and the norms cost."""
+    stage = in_schedule("zb-h1").pipelines[0].stages[1]
+    time = SETTING.stage_time(stage, 1)
+    assert 0.2 * time.backward < time.weight_gradient < 0.5 * time.backward
+    layers = tuple(
+        LayerTime(
+            chip="slow", layer=layer.signature, micro_batch=1, sequence_length=SEQUENCE,
+            precision="bf16", forward=1.0, backward=3.0, spread=0.0,
+        )
+        for layer in {layer.signature: layer for layer in MODEL.layers}.values()
+    )  # fmt: skip
+    measured = replace(SETTING, profile=Profile(cluster_digest="", layers=layers),
+                       _stage_times={})  # fmt: skip
+    block, head = (replace(stage, layers=layers) for layers in ((3, 4), (5, 6)))
+    attention = next(
+        o for o in MODEL.layers[3].operators(1, SEQUENCE) if o.kind == "attention"
+    ).flops  # fmt: skip
+    share = 1 - attention / MODEL.layers[3].forward_flops(1, SEQUENCE)
+    assert measured.stage_time(block, 1).weight_gradient == pytest.approx(1.5 * share)
+    assert measured.stage_time(head, 1).weight_gradient == pytest.approx(1.5)
+
+
+def test_interleaved_pipelines_that_wrap_over_another_link_are_timed_apart() -> None:
+    """From the last stage back to the first: inside a node in one, between nodes in the other."""
+    pool = make_pool("a", make_chip("fast", 10), nodes=3, chips_per_node=2, gbps=1)
+    setting = make_setting([pool], MODEL, make_job(batch=12))
+    chunks = (((0, 1), (3, 4)), ((1, 2), (4, 5)), ((2, 3), (5, 6)))
+    plan = make_plan(
+        setting,
+        *(
+            Pipeline(
+                stages=tuple(
+                    Stage(chips=(f"here/a/{chip}",), layers=c[0], chunks=c)
+                    for chip, c in zip(chips, chunks, strict=True)
+                ),
+                micro_batch_size=1, micro_batches=6, schedule="interleaved", virtual_stages=2,
+            )
+            for chips in (("0/0", "1/0", "0/1"), ("1/1", "2/0", "0/0"))
+        ),
+    )  # fmt: skip
+    timeline = forecast(plan, setting, {}).timeline
+    wraps = [
+        next(s.end for s in timeline.lanes[p, 0] if s.action.kind is ActionKind.RECV_ACTIVATION)
+        for p in (0, 1)
+    ]
+    assert wraps[0] < wraps[1]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,10 @@ def test_a_plan_changed_by_hand_is_refused(tmp_path: Path) -> None:
     message = _broken(plan, tmp_path)
     assert "job was changed after planning" in message
     assert "plan again" in message
+
+
+def test_a_schedule_that_is_only_predicted_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(write_job(tmp_path, sequences=4), TWO_STAGES)
+    pipeline = replace(plan.pipelines[0], schedule="zb-h1")
+    message = _broken(replace(plan, pipelines=(pipeline,)), tmp_path)
+    assert "pipeline 0 has the schedule zb-h1; this version predicts it but runs" in message

@@ -1,0 +1,124 @@
+"""Seconds of one operator, forward and backward, split by what bounds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pluribus.hardware.chip import Chip
+from pluribus.model.operator import Operator
+from pluribus.predict.calibration import Calibration
+from pluribus.predict.gemm import gemm_constants, gemm_seconds
+from pluribus.predict.software import Software
+
+# Launching one operator where nothing better is known; an order of magnitude, not fitted.
+LAUNCH_SECONDS = 5e-6
+
+# A flash kernel reaches FLASH_PEAK × s / (s + FLASH_HALF) of the chip's matmul rate on sequences
+# of s tokens. Read off aiconfigurator-core 0.12.0, heads of 128, causal: A100 0.51 and 850,
+# H100 0.58 and 2,000; these are between the two.
+FLASH_PEAK = 0.55
+FLASH_HALF = 1200
+# Backward of a flash kernel: five products where forward has two, at 0.86 of its rate (Dao 2023,
+# arXiv 2307.08691, figures 4 and 5).
+FLASH_BACKWARD = 2.9
+
+# Bytes through memory per score where attention is not fused: softmax reads and writes 2 + 2,
+# dropout reads 2, writes 2 and a mask byte; backward reads the mask and saved values again.
+SCORE_BYTES_FORWARD = 9
+SCORE_BYTES_BACKWARD = 11
+
+# Share of the bandwidth that a kernel without matrix products reaches; fitted on half of
+# vTrain's single-node runs (A100).
+ELEMENTWISE_EFFICIENCY = 0.9
+
+# Share of its benchmarked rate that a matrix product keeps inside a training step, where chips
+# run hot and caches cold: the middle of what published runs show (A100, H100).
+SUSTAINED = 0.87
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Seconds of some work by what bounds it.
+
+    Attributes:
+        matmul: arithmetic of matrix products and attention.
+        memory: memory bandwidth.
+        intra, inter: collectives inside a node, between nodes.
+    """
+
+    matmul: float = 0.0
+    memory: float = 0.0
+    intra: float = 0.0
+    inter: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.matmul + other.matmul, self.memory + other.memory,
+            self.intra + other.intra, self.inter + other.inter,
+        )  # fmt: skip
+
+    def __mul__(self, times: float) -> Work:
+        return Work(
+            self.matmul * times, self.memory * times, self.intra * times, self.inter * times
+        )
+
+    def seconds(self, calibration: Calibration) -> float:
+        """All of it, one after another, with a cluster's factors."""
+        return (
+            self.matmul * calibration.matmul
+            + self.memory * calibration.memory
+            + self.intra * calibration.intra
+            + self.inter * calibration.inter
+        )
+
+
+def operator_work(
+    operator: Operator, chip: Chip, precision: str, software: Software
+) -> tuple[Work, Work, float]:
+    """Forward, backward, and the part of backward that makes weight gradients, in seconds.
+
+    A chip with known compute units is timed by the shape of its matrix products; any other by
+    the roofline (Williams, Waterman, Patterson 2009): the longer of arithmetic at the chip's
+    matmul rate and memory traffic at its bandwidth, plus a launch, and twice that backward.
+
+    Raises:
+        PlanError: the chip has no arithmetic of this precision.
+    """
+    if chip.compute_units is None:
+        return _roofline(operator, chip, precision)
+    launch = gemm_constants(chip.key).launch_s
+    rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+    if operator.kind in ("gemm", "grouped_gemm"):
+        m, n, k, count = operator.m, operator.n, operator.k, operator.count
+        once = gemm_seconds(m, n, k, count, chip, precision) / SUSTAINED
+        data = gemm_seconds(m, k, n, count, chip, precision) / SUSTAINED
+        weight = gemm_seconds(k, n, m, count, chip, precision) / SUSTAINED
+        return Work(matmul=once), Work(matmul=data + weight), weight
+    if operator.kind == "attention":
+        # Attention stays in 16 bits where the matrices are in 8.
+        wide = "bf16" if precision == "fp8" else precision
+        if software.flash_attention:
+            share = FLASH_PEAK * operator.n / (operator.n + FLASH_HALF)
+            once = operator.flops / (chip.matmul_flops(wide) * share * SUSTAINED) + launch
+            return Work(matmul=once), Work(matmul=once * FLASH_BACKWARD), 0.0
+        m, n, k, count = operator.m, operator.n, operator.k, operator.count
+        scores = gemm_seconds(m, n, k, count, chip, wide)
+        values = gemm_seconds(m, k, n, count, chip, wide)
+        turned = gemm_seconds(n, k, m, count, chip, wide)
+        square = count * m * n / rate
+        return (
+            Work(scores + values, square * SCORE_BYTES_FORWARD + 2 * launch),
+            Work(scores + values + 2 * turned, square * SCORE_BYTES_BACKWARD + 2 * launch),
+            0.0,
+        )
+    once = operator.bytes / rate + launch
+    # Backward reads the saved input beside the gradient.
+    return Work(memory=once), Work(memory=1.5 * once), 0.0
+
+
+def _roofline(operator: Operator, chip: Chip, precision: str) -> tuple[Work, Work, float]:
+    arithmetic = operator.flops / chip.matmul_flops(precision) if operator.flops else 0.0
+    once = max(arithmetic, operator.bytes / chip.memory_bytes_per_s) + LAUNCH_SECONDS
+    has_weights = operator.kind in ("gemm", "grouped_gemm")
+    work = Work(matmul=once) if operator.flops else Work(memory=once)
+    return work, work * 2, once if has_weights else 0.0
