@@ -238,22 +238,29 @@ class ShapeFinder:
         ]
 
     def _quick_bound(self, shape: Shape, sequences: int) -> float:
-        """Were layers divisible, every stage would take the same time τ with
-        Σ stages · τ ÷ (seconds of the whole model) = 1, once per micro-batch."""
+        """Were blocks divisible, every stage would take the same time τ, once per micro-batch.
+
+        A kind needs at least r times the first kind's seconds for any block, so stages of it do
+        at most τ ÷ r of the first kind's work: Σ stages · τ ÷ r ≥ seconds of all blocks on the
+        first kind.
+        """
+        kinds = self._kinds(shape)
+        first = self.table(kinds[0]).block_seconds
         rate = sum(
-            count / self.table(kind).model_seconds
-            for kind, count in zip(self._kinds(shape), shape.stages, strict=True)
+            count / float((self.table(kind).block_seconds / first).min())
+            for kind, count in zip(kinds, shape.stages, strict=True)
         )
-        return _micro_batches(shape, sequences) / rate
+        return _micro_batches(shape, sequences) * float(first.sum()) / rate
 
     def _sharp_bound(self, shape: Shape, sequences: int) -> float:
         """Blocks are whole, and a stage holds no more than its memory: the least τ at which the
         stages together take all blocks, then as many times as there are micro-batches."""
         micro_batches = _micro_batches(shape, sequences)
-        each, most, quickest = [], [], math.inf
+        each, most = [], []
+        quickest = np.inf
         for kind, count in zip(self._kinds(shape), shape.stages, strict=True):
             table = self.table(kind)
-            quickest = min(quickest, table.model_seconds)
+            quickest = np.minimum(quickest, table.layer_seconds)
             each += [table.least_block_seconds] * count
             # Whatever the order, the j-th of these stages from the end holds at least j.
             most += [table.most_layers(min(j, micro_batches)) for j in range(1, count + 1)]
@@ -261,12 +268,13 @@ class ShapeFinder:
             return math.inf
         num_blocks = self.setting.model.num_blocks
         times = np.unique(each)[:, None] * np.arange(1, num_blocks + 1)
-        times = np.sort(times.ravel()) * (1 + 1e-9)
-        held = np.minimum(times[:, None] // each, most).sum(axis=1)
+        times = np.sort(times.ravel())
+        # A hair more, so that n · t ÷ t counts as n whatever the rounding.
+        held = np.minimum(times[:, None] * (1 + 1e-9) // each, most).sum(axis=1)
         enough = np.nonzero(held >= num_blocks)[0]
         if not len(enough):
             return math.inf
-        return (micro_batches - 1) * float(times[enough[0]]) + quickest
+        return (micro_batches - 1) * float(times[enough[0]]) + float(np.sum(quickest))
 
     def _messages(self, shape: Shape) -> float:
         """Seconds of one micro-batch's messages from the first stage to the last."""

@@ -60,11 +60,6 @@ class StageTable:
         return _runs(self.layer_seconds)
 
     @cached_property
-    def model_seconds(self) -> float:
-        """Seconds of one micro-batch through every layer."""
-        return float(self.layer_seconds.sum())
-
-    @cached_property
     def parameters(self) -> np.ndarray:
         """[L + 1, L + 1] parameters on one chip; infinite for empty runs."""
         layers, tp = self.setting.model.layers, self.kind.tensor_parallel
@@ -110,11 +105,16 @@ class StageTable:
         )
 
     @cached_property
-    def least_block_seconds(self) -> float:
-        """Of the cheapest transformer block."""
+    def block_seconds(self) -> np.ndarray:
+        """[blocks] seconds of each transformer block for one micro-batch."""
         layers = self.setting.model.layers
         blocks = [i for i, layer in enumerate(layers) if layer.kind in ("dense", "moe")]
-        return float(self.layer_seconds[blocks].min())
+        return self.layer_seconds[blocks]
+
+    @property
+    def least_block_seconds(self) -> float:
+        """Of the cheapest transformer block."""
+        return float(self.block_seconds.min())
 
     def feasible(self, in_flight: int) -> np.ndarray:
         """[L + 1, L + 1] seconds where this many micro-batches fit in memory, else infinite."""

@@ -149,7 +149,7 @@ def test_no_shape_that_was_left_out_is_faster(setting: Setting) -> None:
                 for recompute in ("none", "full")
             ]
     listed = fastest(list(finder.shapes(team, 1, sequences)))
-    assert listed == fastest(everything)
+    assert listed == pytest.approx(fastest(everything), rel=1e-9)
 
 
 def test_tensor_parallel_stays_in_a_node_and_divides_the_model() -> None:
