@@ -130,18 +130,26 @@ def layouts(fragments: Fragments) -> Iterator[Layout]:
         yield _from_packing(fragments, packing.nodes)
         return
     seen: set[bytes] = set()
+    for layout in _regular(fragments, sorted(sizes)):
+        mark = layout.node.tobytes() + layout.first.tobytes()
+        if mark not in seen:
+            seen.add(mark)
+            yield layout
+
+
+def _regular(fragments: Fragments, sizes: Sequence[int]) -> Iterator[Layout]:
     widths: set[tuple[int, ...]] = set()
     for chips in range(1, fragments.pool.chips_per_node + 1):
-        width = tuple(max(1, chips // size) for size in sorted(sizes))
-        if width in widths:
-            continue
-        widths.add(width)
-        for neighbours, by_rail in ((True, False), (False, False), (False, True)):
-            layout = _grouped(fragments, chips, neighbours, by_rail)
-            mark = layout.node.tobytes() + layout.first.tobytes()
-            if mark not in seen:
-                seen.add(mark)
-                yield layout
+        width = tuple(max(1, chips // size) for size in sizes)
+        if width not in widths:
+            widths.add(width)
+            for neighbours, by_rail in ((True, False), (False, False), (False, True)):
+                yield _grouped(fragments, chips, neighbours, by_rail)
+    backward = np.lexsort((-fragments.replica, -fragments.stage, fragments.pipeline))
+    for order in (np.arange(len(backward)), backward):
+        layout = _in_order(fragments, order)
+        if layout is not None:
+            yield layout
 
 
 def _no_place(fragments: Fragments, sizes: Counter, unplaced) -> PlanError:
@@ -193,6 +201,34 @@ def _grouped(fragments: Fragments, chips: int, neighbours: bool, by_rail: bool) 
         first[single] = rest_slot[: len(single)] * size
         taken = first[mine][:, None] + np.arange(size)
         free[node[mine][:, None], taken] = False
+    return Layout(node, first)
+
+
+def _in_order(fragments: Fragments, order: np.ndarray) -> Layout | None:
+    """Pipelines one after the other, a node closed when the next fragment finds no room; None
+    if the nodes do not suffice. The short node is the last: of a chain packed backward it holds
+    the first stages."""
+    node, used = 0, 0
+    nodes, firsts = np.empty_like(fragments.size), np.empty_like(fragments.size)
+    for fragment in order.tolist():
+        size = int(fragments.size[fragment])
+        while used + size > fragments.capacities[node]:
+            node, used = node + 1, 0
+            if node == len(fragments.nodes):
+                return None
+        nodes[fragment], firsts[fragment] = node, used
+        used += size
+    return Layout(nodes, firsts)
+
+
+def on_nodes(fragments: Fragments, node: np.ndarray) -> Layout:
+    """The layout with these nodes [fragment]; in a node larger fragments come first, then
+    peers beside each other, so that like nodes have like rails."""
+    first = np.empty_like(node)
+    used = np.zeros(len(fragments.nodes), dtype=np.int64)
+    for fragment in np.lexsort((fragments.rank, fragments.peers, -fragments.size)).tolist():
+        first[fragment] = used[node[fragment]]
+        used[node[fragment]] += fragments.size[fragment]
     return Layout(node, first)
 
 

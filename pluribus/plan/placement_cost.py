@@ -104,8 +104,7 @@ class Traffic:
                 for n, c in zip(layout.node.tolist(), layout.first.tolist(), strict=True)
             ]
         )
-        # Side by side in a node, peers take one rail each; what counts is that the next node
-        # has the same ones.
+        # Side by side in a node, peers take a rail each; the other nodes should take the same.
         rail = (first * rails // pool.chips_per_node).astype(np.int64)
         total = 0.0
         for index, key in enumerate(fragments.keys):
@@ -113,7 +112,8 @@ class Traffic:
             nodes = len(np.unique(layout.node[mine]))
             if nodes < 2:
                 continue
-            off = np.minimum(np.bincount(rail[mine]) % nodes, nodes).sum()
+            spare = np.bincount(rail[mine]) % nodes
+            off = np.minimum(spare, nodes - spare).sum() / 2
             total += float(off) * sum(num_bytes for _, num_bytes in self._sums[pool.address, key])
         return total
 
