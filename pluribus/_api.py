@@ -61,9 +61,16 @@ def plan(
 
 
 def predict(plan: Plan, profile: Profile | None = None) -> Prediction:
-    """What a plan will take: seconds, bytes and money."""
-    from pluribus.predict.predict import predict as run
+    """What a plan will take: seconds, bytes and money.
 
+    Raises:
+        PlanError: the plan breaks a law other than that of memory; see `plan.validate`.
+    """
+    from pluribus.plan.validate import require_valid
+    from pluribus.predict.predict import predict as run
+    from pluribus.predict.setting import Setting
+
+    require_valid(plan, Setting.of_plan(plan, profile), memory=False)
     return run(plan, profile)
 
 

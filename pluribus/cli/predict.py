@@ -10,6 +10,7 @@ from pathlib import Path
 from pluribus.cli.output import console, print_json, print_plan
 from pluribus.core.io import write_text
 from pluribus.core.schema import to_table
+from pluribus.plan.validate import check, require_valid
 from pluribus.predict.predict import forecast
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan = Plan.load(arguments.plan)
     profile = Profile.load(arguments.profile) if arguments.profile else None
     setting = Setting.of_plan(plan, profile)
+    # A plan that does not fit can be looked at; one that makes no sense cannot.
+    require_valid(plan, setting, memory=False)
     alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
     plan = replace(plan, prediction=forecast(plan, setting, alone).prediction)
     if arguments.html or arguments.trace:
@@ -36,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(to_table(plan.prediction))
         return 0
     print_plan(plan)
+    for violation in check(plan, setting):
+        console.print(f"does not fit: {violation}")
     for file in (arguments.html, arguments.trace):
         if file:
             console.print(f"wrote {file}")

@@ -1,26 +1,31 @@
 """Ways to lay the fragments of one pool out over its nodes.
 
-A fragment is what must share a node: the tensor-parallel chips of one replica of one stage.
-Fragments that hold the same layers are peers: they sum gradients. How many peers sit side by
-side in a node, and whether a node or a rail is filled first, is what the layouts differ in.
+A fragment is what must share a node: the tensor-parallel chips of one replica of one stage, with
+its context-parallel ones where they fit. Fragments that hold the same layers are peers: they sum
+gradients. How many peers sit side by side in a node, and whether a node or a rail is filled
+first, is what the layouts differ in.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 
 from pluribus.core.errors import PlanError
 from pluribus.hardware.pool import Pool
 from pluribus.plan.packing import divisible, pack
-from pluribus.spec.plan import Pipeline
+from pluribus.spec.plan import Pipeline, Stage
 
-PeerKey = tuple  # what peers have in common: their layers and how they share them
+PeerKey = tuple[tuple[tuple[int, int], ...], int]  # of peers: their layers and tensor parallel
+
+
+def peer_key(stage: Stage) -> PeerKey:
+    """Equal for stages of a pool that sum gradients chip by chip."""
+    return stage.chunks or (stage.layers,), stage.tensor_parallel
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +36,7 @@ class Fragments:
         pool: where they go.
         nodes: per node, the chips it has for them.
         pipeline, stage, replica: whose they are.
-        size: chips of each, the tensor-parallel degree.
+        size: chips of each.
         peers: index into `keys`.
         keys: what the peers of each class hold.
     """
@@ -85,12 +90,18 @@ class Layout:
 
 
 def fragments_of(
-    pipelines: Sequence[Pipeline], pool: Pool, without: Collection[str] = ()
+    pipelines: Sequence[Pipeline],
+    pool: Pool,
+    without: Collection[str] = (),
+    *,
+    whole_sequences: bool = True,
 ) -> Fragments:
     """The fragments of a plan in one pool.
 
     Args:
         without: addresses of chips that are not to be used.
+        whole_sequences: keep the context-parallel chips of a replica together where a node has
+            room for them.
     """
     keys: dict[PeerKey, int] = {}
     rows = []
@@ -98,13 +109,17 @@ def fragments_of(
         for s, stage in enumerate(pipeline.stages):
             if stage.pool != pool.address:
                 continue
-            key = (stage.chunks or (stage.layers,), stage.tensor_parallel)
-            peers = keys.setdefault(key, len(keys))
-            for r in range(len(stage.chips) // stage.tensor_parallel):
-                rows.append((p, s, r, stage.tensor_parallel, peers))
+            peers = keys.setdefault(peer_key(stage), len(keys))
+            size, sequence = stage.tensor_parallel, stage.tensor_parallel * stage.context_parallel
+            if whole_sequences and sequence <= pool.chips_per_node:
+                size = sequence
+            rows += [(p, s, r, size, peers) for r in range(len(stage.chips) // size)]
     columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
-    lost = {tuple(map(int, chip.split("/")[2:])) for chip in without
-            if chip.startswith(f"{pool.address}/")}
+    lost = {
+        tuple(map(int, chip.split("/")[2:]))
+        for chip in without
+        if chip.startswith(f"{pool.address}/")
+    }
     nodes = tuple(
         tuple(c for c in range(pool.chips_per_node) if (n, c) not in lost)
         for n in range(pool.nodes)
@@ -152,15 +167,17 @@ def _regular(fragments: Fragments, sizes: Sequence[int]) -> Iterator[Layout]:
             yield layout
 
 
-def _no_place(fragments: Fragments, sizes: Counter, unplaced) -> PlanError:
+def _no_place(
+    fragments: Fragments, sizes: Mapping[int, int], unplaced: Mapping[int, int]
+) -> PlanError:
     pool = fragments.pool
     size, count = next(iter(unplaced.items()))
     every = ", ".join(f"{n} of {s}" for s, n in sorted(sizes.items(), reverse=True))
     total = sum(s * n for s, n in sizes.items())
     free = int(fragments.capacities.sum())
     return PlanError(
-        f"{count} of {sizes[size]} stages of {size} tensor-parallel chips find no node of "
-        f"{pool.address} with {size} chips left (groups of chips: {every}; {total} chips of {free})",
+        f"{count} of {sizes[size]} groups of {size} tensor-parallel chips find no node of "
+        f"{pool.address} with {size} chips left (groups: {every}; {total} chips of {free})",
         do="Use fewer or smaller tensor-parallel groups there, or plan again.",
     )
 
@@ -251,5 +268,5 @@ def _from_packing(fragments: Fragments, nodes: Sequence[Sequence[int]]) -> Layou
         for size, start in zip(sizes, starts, strict=False):
             places.setdefault(size, []).append((n, int(start)))
     taken = [places[size].pop(0) for size in fragments.size.tolist()]
-    flat = np.array(list(chain(taken)), dtype=np.int64).reshape(-1, 2)
-    return Layout(flat[:, 0], flat[:, 1])
+    node, first = np.array(taken, dtype=np.int64).T
+    return Layout(node, first)

@@ -83,8 +83,11 @@ def _exact(
     """
     sizes = sorted(groups, reverse=True)
     kinds = sorted(Counter(capacities).items(), reverse=True)
-    steps = [(kind, filling) for kind, (room, _) in enumerate(kinds)
-             for filling in _fillings(sizes, room)]
+    steps = [
+        (kind, filling)
+        for kind, (room, _) in enumerate(kinds)
+        for filling in _fillings(sizes, room)
+    ]
     dead: set[tuple] = set()
 
     def cover(step: int, nodes: int, left: tuple[int, ...]) -> list[tuple[int, tuple]] | None:

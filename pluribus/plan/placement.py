@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 
+from pluribus.core.errors import PlanError
 from pluribus.plan.layout import Fragments, Layout, fragments_of, layouts, on_nodes
 from pluribus.plan.placement_cost import Traffic, neighbours
 from pluribus.predict.setting import Setting
@@ -54,10 +55,18 @@ def place(
         plus the longest gradient sums, then what leaves its rail. Pools are gone through in
         turn, twice.
     """
-    pools = sorted({stage.pool for pipeline in pipelines for stage in pipeline.stages})
-    work = [fragments_of(pipelines, setting.pool(pool), without) for pool in pools]
-    chosen = _choose(Traffic(setting, pipelines), work)
-    return _with_chips(pipelines, work, chosen)
+    used = {stage.pool for pipeline in pipelines for stage in pipeline.stages}
+    pools = [setting.pool(address) for address in sorted(used)]
+    traffic = Traffic(setting, pipelines)
+    try:
+        return _placed(traffic, [fragments_of(pipelines, pool, without) for pool in pools])
+    except PlanError:
+        apart = [fragments_of(pipelines, pool, without, whole_sequences=False) for pool in pools]
+        return _placed(traffic, apart)
+
+
+def _placed(traffic: Traffic, work: Sequence[Fragments]) -> tuple[Pipeline, ...]:
+    return _with_chips(traffic.pipelines, work, _choose(traffic, work))
 
 
 def _choose(traffic: Traffic, work: Sequence[Fragments]) -> list[Layout]:

@@ -12,14 +12,17 @@ from functools import cached_property
 import numpy as np
 
 from pluribus.hardware.pool import Pool
-from pluribus.plan.layout import Fragments, Layout
+from pluribus.plan.layout import Fragments, Layout, PeerKey, peer_key
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
 from pluribus.predict.collectives import collective_seconds, message_seconds
+from pluribus.predict.compute import StageTime
 from pluribus.predict.link_classes import links_of
 from pluribus.predict.memory import GRADIENT_BYTES
 from pluribus.predict.schedule import max_in_flight
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Pipeline, Stage
+
+_Peers = tuple[str, PeerKey]  # a class of peers: its pool and what they hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +47,11 @@ class Traffic:
         return tuple((self.pipelines[rows_[0]], np.array(rows_)) for rows_ in rows.values())
 
     @cached_property
-    def _sums(self) -> dict[tuple[str, tuple], tuple[tuple[frozenset, float], ...]]:
+    def _sums(self) -> dict[_Peers, tuple[tuple[frozenset, float], ...]]:
         """Of each class of peers its gradient groups: the classes that hold the same layers, and
         the bytes that each member sums."""
         layers = self.setting.model.layers
-        holders: dict[int, set[tuple[str, tuple]]] = {}
+        holders: dict[int, set[_Peers]] = {}
         for pipeline, _ in self.columns:
             for stage in pipeline.stages:
                 for layer in stage.layer_indices:
@@ -62,14 +65,31 @@ class Traffic:
             num_bytes = layers[layer].parameters_per_rank(tp=tp) * GRADIENT_BYTES
             members = frozenset(classes)
             groups[members] = groups.get(members, 0.0) + num_bytes
-        result: dict[tuple[str, tuple], list[tuple[frozenset, float]]] = {}
+        result: dict[_Peers, list[tuple[frozenset, float]]] = {}
         for members, num_bytes in groups.items():
             for member in members:
                 result.setdefault(member, []).append((members, num_bytes))
         return {member: tuple(sums) for member, sums in result.items()}
 
+    @cached_property
+    def _head_start(self) -> dict[_Peers, float]:
+        """Of each class of peers, by how many seconds its last member is done before the first
+        stage is: the backward of every stage before it."""
+        result: dict[_Peers, float] = {}
+        for pipeline, _ in self.columns:
+            before = 0.0
+            for stage in pipeline.stages:
+                peers = _peers(stage)
+                result[peers] = min(result.get(peers, before), before)
+                before += sum(time.backward for time in self._chunks(pipeline, stage))
+        return result
+
+    def _chunks(self, pipeline: Pipeline, stage: Stage) -> list[StageTime]:
+        size = pipeline.micro_batch_size
+        return [self.setting.stage_time(chunk, size) for chunk in stage.by_chunk]
+
     def gradient_seconds(self, fragments: Fragments, layout: Layout) -> float:
-        """Seconds of the longest row of gradient sums inside the pool.
+        """Seconds by which the gradient sums inside the pool outlast the backward passes.
 
         As in `predict.collectives`: two levels where each node holds as many members, one flat
         group otherwise.
@@ -79,7 +99,7 @@ class Traffic:
         node_counts: dict[frozenset, tuple[int, ...]] = {}
         longest = 0.0
         for key in fragments.keys:
-            seconds = 0.0
+            seconds = -self._head_start[pool, key]
             for members, num_bytes in self._sums[pool, key]:
                 if members not in node_counts:
                     here = [index[k] for address, k in members if address == pool]
@@ -117,9 +137,7 @@ class Traffic:
             total += float(off) * sum(num_bytes for _, num_bytes in self._sums[pool.address, key])
         return total
 
-    def pipeline_seconds(
-        self, pipeline: Pipeline, rows: np.ndarray, near: np.ndarray
-    ) -> float:
+    def pipeline_seconds(self, pipeline: Pipeline, rows: np.ndarray, near: np.ndarray) -> float:
         """Seconds of the slowest of like pipelines without gradient sums and update.
 
         A micro-batch's way from a stage to the last and back takes the stages' times and two
@@ -142,14 +160,10 @@ class Traffic:
 
     def _times(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[stage] seconds of a micro-batch, [hop] of a message inside a node and to another."""
-        setting, size = self.setting, pipeline.micro_batch_size
         times = np.array(
-            [
-                sum(setting.stage_time(chunk, size).total for chunk in stage.by_chunk)
-                for stage in pipeline.stages
-            ]
+            [sum(time.total for time in self._chunks(pipeline, s)) for s in pipeline.stages]
         )
-        num_bytes = setting.boundary_bytes(pipeline)
+        num_bytes = self.setting.boundary_bytes(pipeline)
         close, far = [], []
         for a, b in zip(pipeline.stages[:-1], pipeline.stages[1:], strict=True):
             for seconds, node in ((close, 0), (far, 1)):
@@ -182,8 +196,8 @@ def _address(pool: Pool, node: int, chip: int) -> str:
     return f"{pool.address}/{node}/{chip}"
 
 
-def _peers(stage: Stage) -> tuple[str, tuple]:
-    return stage.pool, (stage.chunks or (stage.layers,), stage.tensor_parallel)
+def _peers(stage: Stage) -> _Peers:
+    return stage.pool, peer_key(stage)
 
 
 def _use(stage: Stage) -> tuple:
