@@ -66,6 +66,14 @@ class Column:
     schedule: ScheduleName = "1f1b"
     virtual_stages: int = 1
 
+    # Columns are keys of many tables; hashing every stage each time costs more than the look-up.
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.stages, self.micro_batch_size, self.schedule, self.virtual_stages))
+
     @cached_property
     def chips(self) -> dict[str, int]:
         """Chips it takes of each pool: its entries in the rows of the master problem."""
