@@ -1,0 +1,272 @@
+"""Prices every run of layers on every kind of stage: seconds and bytes, as arrays.
+
+Layers of one signature are alike, so a run [a, a + q) is priced by how many layers of each kind it
+holds: 80 equal blocks between an embedding and a head make some 240 kinds of runs, not 3,321.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.core.units import DTYPE_BYTES
+from pluribus.hardware.pool import Pool
+from pluribus.plan.columns import StageKind
+from pluribus.predict.collectives import message_seconds
+from pluribus.predict.compute import optimizer_seconds
+from pluribus.predict.memory import (
+    GRADIENT_BYTES,
+    OPTIMIZER_BYTES,
+    USABLE_SHARE,
+    buffer_bytes,
+    weight_bytes,
+)
+from pluribus.predict.setting import Setting, boundary_bytes
+
+Array = NDArray[np.float64]
+
+MANY = 1 << 30  # more micro-batches than any plan has
+
+
+def usable_pools(setting: Setting) -> tuple[Pool, ...]:
+    """Pools whose chips have the job's precision."""
+    return tuple(p for p in setting.cluster.pools if p.chip.supports(setting.precision))
+
+
+def tensor_parallel_degrees(setting: Setting, pool: Pool) -> list[int]:
+    """Degrees that stay inside a node, divide it, and divide the model's heads and experts."""
+    return [
+        tp
+        for tp in range(1, pool.chips_per_node + 1)
+        if pool.chips_per_node % tp == 0 and setting.model.supports_tp(tp)
+    ]
+
+
+def stage_kinds(setting: Setting, pool: Pool) -> list[StageKind]:
+    """Every way a stage can use chips of a pool."""
+    wanted = setting.job.plan.recompute
+    modes = ("none", "full") if wanted == "auto" else (wanted,)
+    return [
+        StageKind(pool.address, tp, recompute)
+        for tp in tensor_parallel_degrees(setting, pool)
+        for recompute in modes
+    ]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The kinds of runs of a model.
+
+    Attributes:
+        kind: [L, Q + 1] the kind of the run of q layers from layer a; -1 where it passes the end.
+        counts: [kinds, layer kinds] how many layers of each kind it holds.
+        unlike: one layer index of each kind of layer.
+    """
+
+    kind: NDArray[np.intp]
+    counts: NDArray[np.intp]
+    unlike: tuple[int, ...]
+
+    @classmethod
+    def of(cls, setting: Setting) -> Runs:
+        layers = setting.model.layers
+        names: dict[tuple[str, str], int] = {}
+        unlike: list[int] = []
+        of_layer = []
+        for i, layer in enumerate(layers):
+            key = (layer.kind, layer.signature)
+            if key not in names:
+                names[key] = len(unlike)
+                unlike.append(i)
+            of_layer.append(names[key])
+        size = len(layers)
+        kind = np.full((size, size + 1), -1, dtype=np.intp)
+        known: dict[tuple[int, ...], int] = {}
+        for a in range(size):
+            counts = [0] * len(unlike)
+            for q in range(1, size - a + 1):
+                counts[of_layer[a + q - 1]] += 1
+                kind[a, q] = known.setdefault(tuple(counts), len(known))
+        return cls(kind, np.array(list(known), dtype=np.intp), tuple(unlike))
+
+
+@dataclass(frozen=True, eq=False)
+class Prices:
+    """What runs of layers take with one micro-batch size.
+
+    Attributes:
+        kinds: of stages; the first axis of the arrays.
+        runs: of layers; the second axis.
+    """
+
+    setting: Setting
+    micro_batch_size: int
+    kinds: tuple[StageKind, ...]
+    runs: Runs
+
+    @cached_property
+    def _times(self) -> tuple[Array, Array]:
+        """(forward, backward) seconds, [kinds, layer kinds]."""
+        times = [
+            [
+                self.setting.layers_time(
+                    k.pool, (i, i + 1), self.micro_batch_size, k.tensor_parallel, k.recompute
+                )
+                for i in self.runs.unlike
+            ]
+            for k in self.kinds
+        ]
+        forward = np.array([[t.forward for t in row] for row in times])
+        return forward, np.array([[t.backward for t in row] for row in times])
+
+    @cached_property
+    def forward(self) -> Array:
+        """[kinds, runs] seconds of one micro-batch's forward."""
+        return self._times[0] @ self.runs.counts.T
+
+    @cached_property
+    def backward(self) -> Array:
+        """[kinds, runs] seconds of one micro-batch's backward."""
+        return self._times[1] @ self.runs.counts.T
+
+    @cached_property
+    def seconds(self) -> Array:
+        """[kinds, runs] seconds of one micro-batch, forward and backward."""
+        return self.forward + self.backward
+
+    @cached_property
+    def parameters(self) -> Array:
+        """[kinds, runs] parameters on one chip."""
+        layers, tied = self.setting.model.layers, self.setting.tied_layers
+        result = np.empty((len(self.kinds), len(self.runs.counts)))
+        for row, kind in enumerate(self.kinds):
+            tp, ep = kind.tensor_parallel, kind.expert_parallel
+            each = [layers[i].parameters_per_rank(tp=tp, ep=ep) for i in self.runs.unlike]
+            result[row] = self.runs.counts @ np.array(each, dtype=np.float64)
+            if tied:
+                # The head without the embedding keeps a copy of its matrix.
+                embedding, head = (self.runs.unlike.index(i) for i in tied)
+                apart = (self.runs.counts[:, head] > 0) & (self.runs.counts[:, embedding] == 0)
+                result[row, apart] += layers[tied[1]].tied_parameters // tp
+        return result
+
+    def _activations(self, recompute: str | None) -> Array:
+        """[kinds, layer kinds] bytes kept of one micro-batch; None: as the kind of stage does."""
+        setting = self.setting
+        return np.array(
+            [
+                [
+                    setting.model.layers[i].activation_bytes(
+                        self.micro_batch_size,
+                        setting.sequence_length,
+                        tp=kind.tensor_parallel,
+                        cp=kind.context_parallel,
+                        bytes_per_element=DTYPE_BYTES[setting.precision],
+                        recompute=recompute or kind.recompute,
+                    )
+                    for i in self.runs.unlike
+                ]
+                for kind in self.kinds
+            ]
+        )
+
+    @cached_property
+    def _kept_bytes(self) -> Array:
+        return self._activations(None) @ self.runs.counts.T
+
+    @cached_property
+    def _fixed_bytes(self) -> Array:
+        """[kinds, runs] bytes that do not grow with the micro-batches in flight."""
+        setting = self.setting
+        working = self._activations("none")
+        held = self.runs.counts > 0
+        result = np.empty_like(self.parameters)
+        for row, kind in enumerate(self.kinds):
+            share = kind.data_parallel if kind.zero else 1
+            each = weight_bytes(setting) + GRADIENT_BYTES + OPTIMIZER_BYTES / share
+            buffers = buffer_bytes(setting, setting.pool(kind.pool), self.micro_batch_size)
+            result[row] = self.parameters[row] * each + buffers
+            if kind.recompute == "full":
+                result[row] += np.where(held, working[row], 0.0).max(axis=1)
+        return result
+
+    @cached_property
+    def _capacity(self) -> Array:
+        chips = [self.setting.pool(kind.pool).chip for kind in self.kinds]
+        return np.array([chip.memory_bytes * USABLE_SHARE for chip in chips])
+
+    @cached_property
+    def most_held(self) -> NDArray[np.int64]:
+        """[kinds, runs] the most micro-batches in flight that fit; 0 where not even one does."""
+        room = self._capacity[:, None] - self._fixed_bytes
+        with np.errstate(divide="ignore"):
+            held = np.where(self._kept_bytes > 0, room / self._kept_bytes, MANY)
+        held = np.floor(np.clip(held, 0, MANY))
+        return np.where(room >= 0, held, 0).astype(np.int64)
+
+    def overflow(self, in_flight: int) -> Array:
+        """[kinds, runs] bytes beyond what the chip has; not positive where it fits."""
+        return self._fixed_bytes + in_flight * self._kept_bytes - self._capacity[:, None]
+
+    @cached_property
+    def update(self) -> Array:
+        """[kinds, runs] seconds of the optimiser's update."""
+        chips = [self.setting.pool(kind.pool).chip for kind in self.kinds]
+        each = [optimizer_seconds(1.0, chip, self.setting.profile) for chip in chips]
+        return self.parameters * np.array(each)[:, None]
+
+    def matrix(self, row: int, values: Array) -> Array:
+        """[L + 1, L + 1] values of one kind of stage for layers [a, b); infinite if empty."""
+        size = len(self.runs.kind)
+        result = np.full((size + 1, size + 1), np.inf)
+        for a in range(size):
+            result[a, a + 1 :] = values[row, self.runs.kind[a, 1 : size - a + 1]]
+        return result
+
+
+@dataclass(frozen=True)
+class Hops:
+    """Seconds a message and its answer take between two stages.
+
+    Attributes:
+        senders: of each kind of stage, its row in `seconds`.
+        seconds: [senders, pools] there and back, from a sender to a next stage in a pool. Within
+            a pool a stage that leaves room in its node reaches the next one there; one that
+            fills its node has to leave it.
+    """
+
+    senders: NDArray[np.intp]
+    seconds: Array
+
+    @classmethod
+    def of(
+        cls,
+        setting: Setting,
+        kinds: Sequence[StageKind],
+        pools: Sequence[str],
+        micro_batch_size: int,
+    ) -> Hops:
+        num_bytes = boundary_bytes(setting, micro_batch_size)
+        rows: dict[tuple[str, bool], int] = {}
+        senders = []
+        for kind in kinds:
+            pool = setting.pool(kind.pool)
+            fills = kind.num_chips >= pool.chips_per_node
+            senders.append(rows.setdefault((kind.pool, fills), len(rows)))
+        seconds = np.zeros((len(rows), len(pools)))
+        for (address, fills), row in rows.items():
+            for column, other in enumerate(pools):
+                target = f"{other}/0/0"
+                if other == address:
+                    pool = setting.pool(address)
+                    if pool.num_chips == 1 or (fills and pool.nodes == 1):
+                        continue  # no second stage fits beside it
+                    target = f"{other}/1/0" if fills else f"{other}/0/1"
+                seconds[row, column] = 2 * message_seconds(
+                    num_bytes, f"{address}/0/0", target, setting.cluster, setting.profile
+                )
+        return cls(np.array(senders, dtype=np.intp), seconds)

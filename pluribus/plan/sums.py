@@ -1,0 +1,138 @@
+"""What gradient sums will take, before it is known who holds what.
+
+Two answers: an estimate from how many pipelines of a mix hold a layer in each pool, which ranks
+columns, and a floor that no sum of at least two members goes below, which the bound may use.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pluribus.plan.columns import Column
+from pluribus.plan.prices import Array, Prices
+from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
+from pluribus.predict.collectives import group_all_reduce_seconds
+from pluribus.predict.link_classes import links_of
+from pluribus.predict.memory import GRADIENT_BYTES
+from pluribus.predict.setting import Setting
+
+
+@dataclass(frozen=True)
+class Members:
+    """Of the layers a pool holds, how many stages of each pool hold them too.
+
+    Attributes:
+        counts: per pool, its partners, itself included: {pool: {pool: stages}}.
+        crossing: sums that cross between pools at the same time.
+    """
+
+    counts: Mapping[str, Mapping[str, float]]
+    crossing: int = 1
+
+    @classmethod
+    def of_mix(cls, columns: Sequence[Column], uses: Array, num_layers: int) -> Members:
+        pools = sorted({pool for column in columns for pool in column.chips})
+        held = {pool: np.zeros(num_layers) for pool in pools}
+        for column, times in zip(columns, uses, strict=True):
+            for stage in column.stages:
+                held[stage.kind.pool][slice(*stage.layers)] += times
+        counts = {}
+        for pool in pools:
+            weight = held[pool] / max(held[pool].sum(), 1e-12)
+            counts[pool] = {other: float(held[other] @ weight) for other in pools}
+        table = np.stack(list(held.values()))
+        mixed = (table >= 0.5).sum(axis=0) > 1
+        borders = {
+            edge
+            for column, times in zip(columns, uses, strict=True)
+            if times >= 0.5
+            for stage in column.stages
+            for edge in stage.layers
+        }
+        edges = sorted(borders | {0, num_layers})
+        degree = [
+            min(
+                stage.kind.tensor_parallel
+                for column, times in zip(columns, uses, strict=True)
+                if times >= 0.5
+                for stage in column.stages
+                if stage.layers[0] <= a < stage.layers[1]
+            )
+            for a in edges[:-1]
+            if mixed[a]
+        ]
+        return cls(counts, max(sum(degree), 1))
+
+
+def estimated_tails(setting: Setting, prices: Prices, members: Members) -> Array:
+    """[kinds, runs] seconds of a stage's gradient sums and update."""
+    result = prices.update.copy()
+    for row, kind in enumerate(prices.kinds):
+        bytes_ = prices.parameters[row] * GRADIENT_BYTES
+        partners = members.counts.get(kind.pool)
+        if not partners:
+            continue
+        chips = []
+        for address, count in partners.items():
+            pool = setting.pool(address)
+            number = min(round(count), pool.num_chips // kind.tensor_parallel)
+            if number:
+                stride = pool.num_chips // number
+                stride = max(stride - stride % kind.tensor_parallel, kind.tensor_parallel)
+                places = range(0, min(number * stride, pool.num_chips), stride)
+                per_node = pool.chips_per_node
+                chips += [f"{address}/{i // per_node}/{i % per_node}" for i in places]
+        if len(chips) < 2:
+            continue
+        # Linear between a small and a large run: latency and rate.
+        ends = float(bytes_.min()), float(bytes_.max())
+        times = [
+            group_all_reduce_seconds(
+                b, chips, setting.cluster, setting.profile, members.crossing
+            )
+            for b in ends
+        ]
+        result[row] += np.interp(bytes_, ends, times)
+    return result
+
+
+def least_tails(setting: Setting, prices: Prices) -> Array:
+    """[kinds, runs] seconds that a stage's sums with at least one other pipeline and its update
+    take at the very least, wherever that pipeline is."""
+    pools = list(dict.fromkeys(kind.pool for kind in prices.kinds))
+    rate = {pool: _least_seconds_per_byte(setting, pool, pools) for pool in pools}
+    each = np.array([rate[kind.pool] for kind in prices.kinds])
+    return prices.update + prices.parameters * GRADIENT_BYTES * each[:, None]
+
+
+def _least_seconds_per_byte(setting: Setting, address: str, pools: Sequence[str]) -> float:
+    """Below every sum with a member in a pool, per byte.
+
+    Within a pool: the bytes of the cheapest algorithm over its peak rates, whatever the group.
+    Across pools: one member each and a ring of two moves every byte once over the link; more
+    members share the links, but sum inside their pool first.
+    """
+    pool = setting.pool(address)
+    links = links_of(pool)
+    least = np.inf
+    counts = sorted({1, 2, pool.chips_per_node})
+    for inside, nodes in itertools.product(counts, sorted({1, 2, pool.nodes, pool.num_chips})):
+        if 2 <= inside * nodes <= pool.num_chips:
+            shape = GroupShape(inside, nodes)
+            for algorithm in algorithms(ALL_REDUCE, shape, links):
+                per_byte = sum(p.share / p.bytes_per_s for p in algorithm.phases)
+                least = min(least, per_byte)
+    for other in pools:
+        if other != address:
+            link = setting.cluster.link(f"{address}/0/0", f"{other}/0/0")
+            least = min(least, 1 / link.bytes_per_s)
+            measured = setting.profile and setting.profile.link(
+                *sorted((address, other)), ALL_REDUCE
+            )
+            if measured:
+                least = min(least, 1 / measured.bytes_per_s)
+    return float(least) if np.isfinite(least) else 0.0
