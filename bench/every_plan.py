@@ -248,8 +248,8 @@ def floors(forward: np.ndarray, backward: np.ndarray, hops: np.ndarray, m: int) 
         # One way and nothing but the stage's own passes: at most `places − 1` forwards lie
         # before it, and as many backwards after it.
         spare = places - 1
-        once = after[:, s] + m * t[:, s] - t[:, s] - spare * np.minimum(
-            forward[:, s], backward[:, s]
+        once = (
+            after[:, s] + m * t[:, s] - t[:, s] - spare * np.minimum(forward[:, s], backward[:, s])
         )
         result[:, s] = np.maximum(result[:, s], before[:, s] + once)
     return result.max(axis=1)
@@ -300,11 +300,7 @@ def _least_sum(space: Space, pool: str, num_bytes: float) -> float:
     """Seconds of the quickest sum that a chip of a pool can have with any other: more members
     send more, and more levels take longer."""
     setting = space.setting
-    pairs = [
-        pair
-        for other in space.pools
-        for pair in _ends(setting.cluster, pool, other.address)
-    ]
+    pairs = [pair for other in space.pools for pair in _ends(setting.cluster, pool, other.address)]
     return min(
         (
             group_all_reduce_seconds(num_bytes, pair, setting.cluster, setting.profile)
@@ -359,9 +355,7 @@ class _Search:
                 caps.append(int(within[i]) * group.size)
         if not rows:
             return
-        taken = np.array(
-            [self.space.chips(self.groups[g].ways[i : i + 1])[0] for g, i in rows]
-        )
+        taken = np.array([self.space.chips(self.groups[g].ways[i : i + 1])[0] for g, i in rows])
         value = np.array(caps)
         order = np.lexsort((-value, *taken.T))
         taken, value = taken[order], value[order]
