@@ -114,19 +114,28 @@ class Generator:
     def pace(self, column: Column) -> Pace:
         """How fast a column is."""
         if column not in self._paces:
-            pricer = self.pricers[column.micro_batch_size]
-            kind = self.runs.kind
-            rows = [self._row[stage.kind] for stage in column.stages]
-            runs = [kind[s.layers[0], s.layers[1] - s.layers[0]] for s in column.stages]
-            prices = pricer.prices
-            forward, backward = prices.forward[rows, runs], prices.backward[rows, runs]
-            senders = pricer.hops.senders[rows[:-1]]
-            hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
-            # A later stage is through with its passes before the first one is.
-            early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
-            tail = float((pricer.tails[rows, runs] - early).max())
-            self._paces[column] = Pace(column, forward, backward, hops, tail)
+            self._paces[column] = self._pace(column, self.pricers[column.micro_batch_size].tails)
         return self._paces[column]
+
+    def pace_among(self, column: Column, members: Members) -> Pace:
+        """How fast a column is among given others."""
+        prices = self.pricers[column.micro_batch_size].prices
+        rows = sorted({self._row[stage.kind] for stage in column.stages})
+        return self._pace(column, estimated_tails(self.setting, prices, members, rows))
+
+    def _pace(self, column: Column, tails: Array) -> Pace:
+        pricer = self.pricers[column.micro_batch_size]
+        kind = self.runs.kind
+        rows = [self._row[stage.kind] for stage in column.stages]
+        runs = [kind[s.layers[0], s.layers[1] - s.layers[0]] for s in column.stages]
+        prices = pricer.prices
+        forward, backward = prices.forward[rows, runs], prices.backward[rows, runs]
+        senders = pricer.hops.senders[rows[:-1]]
+        hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
+        # A later stage is through with its passes before the first one is.
+        early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
+        tail = float((tails[rows, runs] - early).max())
+        return Pace(column, forward, backward, hops, tail)
 
     @cached_property
     def _row(self) -> dict[StageKind, int]:

@@ -6,6 +6,7 @@ so many sequences, and the columns of a plan may not take more chips of a pool t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ def most_sequences(values: Array, chips: Array, available: Array, *, whole: bool
         available: [pools] chips there are.
         whole: whether columns are used a whole number of times.
     """
-    pools, columns = chips.shape
+    pools = len(chips)
     rows = (np.full(pools, -np.inf), available.astype(np.float64))
     return _solve(-values, chips, rows, available, whole, sign=-1.0)
 
@@ -61,7 +62,7 @@ def least_money(
     Args:
         prices: [columns] money per hour.
     """
-    pools, _ = chips.shape
+    pools = len(chips)
     matrix = np.vstack([chips, values])
     rows = (
         np.append(np.full(pools, -np.inf), sequences),
@@ -78,7 +79,7 @@ def _solve(
     whole: bool,
     sign: float,
 ) -> Mix:
-    import highspy  # loads in 50 ms, and only planning needs it
+    import highspy
 
     num_rows, num_columns = matrix.shape
     if not num_columns:
@@ -96,8 +97,7 @@ def _solve(
     lp.a_matrix_.value_ = matrix.T[held].astype(np.float64)
     if whole:
         lp.integrality_ = [highspy.HighsVarType.kInteger] * num_columns
-    solver = highspy.Highs()
-    solver.silent()
+    solver = _quiet_solver()()
     solver.setOptionValue("threads", 1)
     if whole:
         solver.setOptionValue("mip_max_nodes", _MAX_NODES)
@@ -112,3 +112,19 @@ def _solve(
         uses = np.round(uses)
     duals = np.array(answer.row_dual)[: len(available)] if not whole else np.zeros(len(available))
     return Mix(sign * float(cost @ uses), uses, np.maximum(-duals, 0.0))
+
+
+@functools.cache
+def _quiet_solver() -> type:
+    """`highspy.Highs` that prints no banner on stdout, where results go.
+
+    Imported on first use: it loads in 50 ms, and only planning needs it.
+    """
+    import highspy
+
+    class Quiet(highspy.Highs):
+        def enableCallbacks(self) -> None:  # noqa: N802 - the first thing it does when made
+            self.silent()
+            super().enableCallbacks()
+
+    return Quiet

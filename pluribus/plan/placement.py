@@ -34,7 +34,11 @@ def unplaced(pool: str, count: int) -> tuple[str, ...]:
 
 
 def place(
-    pipelines: Sequence[Pipeline], setting: Setting, *, without: Collection[str] = ()
+    pipelines: Sequence[Pipeline],
+    setting: Setting,
+    *,
+    without: Collection[str] = (),
+    polish: bool = True,
 ) -> tuple[Pipeline, ...]:
     """The pipelines with a chip for every rank.
 
@@ -42,6 +46,7 @@ def place(
         pipelines: where their stages' chips are now does not matter; the pool of a stage and the
             number of its chips do (see `unplaced`).
         without: addresses of chips that are not to be used, such as lost ones.
+        polish: whether moves and swaps improve the best regular layout of small pools.
 
     Returns:
         The same pipelines. A stage's chips are listed replica by replica, the tensor-parallel
@@ -59,17 +64,20 @@ def place(
     pools = [setting.pool(address) for address in sorted(used)]
     traffic = Traffic(setting, pipelines)
     try:
-        return _placed(traffic, [fragments_of(pipelines, pool, without) for pool in pools])
+        whole = [fragments_of(pipelines, pool, without) for pool in pools]
+        return _placed(traffic, whole, polish)
     except PlanError:
         apart = [fragments_of(pipelines, pool, without, whole_sequences=False) for pool in pools]
-        return _placed(traffic, apart)
+        return _placed(traffic, apart, polish)
 
 
-def _placed(traffic: Traffic, work: Sequence[Fragments]) -> tuple[Pipeline, ...]:
-    return _with_chips(traffic.pipelines, work, _choose(traffic, work))
+def _placed(
+    traffic: Traffic, work: Sequence[Fragments], polish: bool
+) -> tuple[Pipeline, ...]:
+    return _with_chips(traffic.pipelines, work, _choose(traffic, work, polish))
 
 
-def _choose(traffic: Traffic, work: Sequence[Fragments]) -> list[Layout]:
+def _choose(traffic: Traffic, work: Sequence[Fragments], polish: bool) -> list[Layout]:
     """A layout per pool."""
     options = [list(layouts(fragments)) for fragments in work]
     weigher = _Weigher(traffic, tuple(work), [mine[0] for mine in options])
@@ -87,7 +95,7 @@ def _choose(traffic: Traffic, work: Sequence[Fragments]) -> list[Layout]:
         ends.append((weigher.cost(0, start[0]), start))
     weigher.chosen = min(ends, key=lambda end: end[0])[1]
     for i, fragments in enumerate(work):
-        if 1 < len(fragments.size) <= _FEW:
+        if polish and 1 < len(fragments.size) <= _FEW:
             weigher.chosen[i] = _polished(weigher, i)
     return weigher.chosen
 

@@ -68,10 +68,17 @@ class Members:
         return cls(counts, max(sum(degree), 1))
 
 
-def estimated_tails(setting: Setting, prices: Prices, members: Members) -> Array:
-    """[kinds, runs] seconds of a stage's gradient sums and update."""
+def estimated_tails(
+    setting: Setting, prices: Prices, members: Members, rows: Sequence[int] | None = None
+) -> Array:
+    """[kinds, runs] seconds of a stage's gradient sums and update.
+
+    Args:
+        rows: the kinds that are asked for; the others get the update alone.
+    """
     result = prices.update.copy()
-    for row, kind in enumerate(prices.kinds):
+    for row in range(len(prices.kinds)) if rows is None else rows:
+        kind = prices.kinds[row]
         bytes_ = prices.parameters[row] * GRADIENT_BYTES
         partners = members.counts.get(kind.pool)
         if not partners:
