@@ -44,8 +44,7 @@ def estimate(generator: Generator, team: Team) -> float:
         [item.column for item in team], uses, len(generator.setting.model.layers)
     )
     return max(
-        generator.pace_among(item.column, members).seconds(max(item.micro_batches))
-        for item in team
+        generator.pace_among(item.column, members).seconds(max(item.micro_batches)) for item in team
     )
 
 
