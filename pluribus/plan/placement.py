@@ -71,9 +71,7 @@ def place(
         return _placed(traffic, apart, polish)
 
 
-def _placed(
-    traffic: Traffic, work: Sequence[Fragments], polish: bool
-) -> tuple[Pipeline, ...]:
+def _placed(traffic: Traffic, work: Sequence[Fragments], polish: bool) -> tuple[Pipeline, ...]:
     return _with_chips(traffic.pipelines, work, _choose(traffic, work, polish))
 
 

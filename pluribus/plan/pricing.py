@@ -221,9 +221,7 @@ class Solution:
             masked = np.where(self._fits(left), stage, np.inf)
             onward = self._onward(self._tables[left - 2][one], one) if left > 1 else None
             if pool is None:
-                price = self._openings(
-                    masked, onward, self.pricer.tails[:, kind[0, 1:]], one
-                )[0]
+                price = self._openings(masked, onward, self.pricer.tails[:, kind[0, 1:]], one)[0]
                 row, q = divmod(int(price.argmin()), price.shape[1])
                 q += 1
             else:

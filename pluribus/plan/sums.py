@@ -98,9 +98,7 @@ def estimated_tails(
         # Linear between a small and a large run: latency and rate.
         ends = float(bytes_.min()), float(bytes_.max())
         times = [
-            group_all_reduce_seconds(
-                b, chips, setting.cluster, setting.profile, members.crossing
-            )
+            group_all_reduce_seconds(b, chips, setting.cluster, setting.profile, members.crossing)
             for b in ends
         ]
         result[row] += np.interp(bytes_, ends, times)
