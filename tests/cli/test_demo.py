@@ -1,4 +1,4 @@
-"""The main job from end to end, given no time to train: it stops by itself after the first steps."""
+"""The main job from end to end, given no time to train: it stops after the first steps."""
 
 from __future__ import annotations
 
