@@ -21,7 +21,14 @@ from pluribus.plan.generate import Generator
 from pluribus.plan.refusal import no_arithmetic, refusal
 from pluribus.plan.rounding import deal
 from pluribus.plan.score import (
-    Scored, one_of_each_way, ordered, score, score_all, way, with_alone, with_even_layers,
+    Scored,
+    one_of_each_way,
+    ordered,
+    score,
+    score_all,
+    way,
+    with_alone,
+    with_even_layers,
 )  # fmt: skip
 from pluribus.plan.shapes import ShapeFinder
 from pluribus.plan.share import deal_evenly
@@ -107,7 +114,7 @@ class Search:
 
     def alone(self, pool: str) -> Plan | None:
         """The fastest plan on one pool by itself; None when the model does not fit there."""
-        return _fastest(self._singles[pool] if pool in self._singles else [])
+        return _fastest(self._singles.get(pool, []))
 
     def even(self) -> Plan | None:
         """The fastest plan that treats every chip alike: equal layers, equal micro-batches.
