@@ -15,10 +15,11 @@ from pluribus.plan.generate import Generator
 from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team
 from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.sums import Members
-from pluribus.plan.teams import FULL_PARTITIONS, partitions
+from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
+_TOGETHER = 6  # pools whose every order along a pipeline is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 
 
@@ -69,8 +70,9 @@ def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> 
     """Pools in groups that share like pipelines, in every way for a few pools."""
     pools = generator.pools
     ways = [*partitions(pools, able), *(((pool,),) for pool in able)]
-    if len(pools) > FULL_PARTITIONS:
-        ways = [way for way in ways if len(way) == 1] or ways
+    if FULL_PARTITIONS < len(pools) <= _TOGETHER:
+        cluster = generator.setting.cluster
+        ways += [(largest(cluster, pools, n),) for n in range(2, len(pools) + 1)]
     for way in ways:
         for size in generator.pricers:
             if generator.batch % size == 0:

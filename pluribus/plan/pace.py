@@ -36,7 +36,10 @@ def step_bounds(forward: Array, backward: Array, hops: Array, counts: Sequence[i
         between them stage s works through its m micro-batches. Following the first micro-batch
         to the end and back skips w forwards; following the last one skips w backwards; following
         any other one skips w of each. κ excursions, κ ≤ ⌊(m − 1)/(w + 1)⌋ + 1, thus take
-        m t + κ R − (κ − 1) w t, two at least; one takes m t + R − w min(f, b).
+        m t + κ R − (κ − 1) w t, two at least; one takes m t + R − w min(f, b). Before that, k
+        micro-batches may each go all the way from the first stage to the last and back, every
+        S-th one: (k + 1) Σe + (m − 1 − k S) τ in all, with Σe the way there and back, τ the
+        slowest stage and 1 ≤ k ≤ (m − 1)/S.
     """
     size = len(forward)
     m = np.asarray(counts, dtype=np.float64)[:, None]
@@ -50,7 +53,14 @@ def step_bounds(forward: Array, backward: Array, hops: Array, counts: Sequence[i
     most = np.floor((m - 1) / (ahead + 1)) + 1
     gain = rest - ahead * t
     many = np.where(most >= 2, busy + rest + np.maximum(gain, (most - 1) * gain), 0.0)
-    return (ways + np.maximum(one, many)).max(axis=1)
+    through = ways[-1] + t[-1]
+    k = np.floor((m[:, 0] - 1) / size)
+    whole = (k + 1) * through + (m[:, 0] - 1 - k * size) * t.max()
+    once = 2 * through + (m[:, 0] - 1 - size) * t.max()
+    return np.maximum(
+        (ways + np.maximum(one, many)).max(axis=1),
+        np.where(k >= 1, np.maximum(whole, once), 0.0),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -260,13 +260,17 @@ class Hops:
         seconds = np.zeros((len(rows), len(pools)))
         for (address, fills), row in rows.items():
             for column, other in enumerate(pools):
-                target = f"{other}/0/0"
+                targets = [f"{other}/0/0"]
                 if other == address:
                     pool = setting.pool(address)
-                    if pool.num_chips == 1 or (fills and pool.nodes == 1):
-                        continue  # no second stage fits beside it
-                    target = f"{other}/1/0" if fills else f"{other}/0/1"
-                seconds[row, column] = 2 * message_seconds(
-                    num_bytes, f"{address}/0/0", target, setting.cluster, setting.profile
-                )
+                    targets = [f"{other}/1/0"] if pool.nodes > 1 else []
+                    targets += [] if fills else [f"{other}/0/1"]
+                times = [
+                    message_seconds(
+                        num_bytes, f"{address}/0/0", target, setting.cluster, setting.profile
+                    )
+                    for target in targets
+                ]
+                # Without any target no second stage fits into the pool.
+                seconds[row, column] = 2 * min(times, default=0.0)
         return cls(np.array(senders, dtype=np.intp), seconds)

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pluribus.plan.bound import Bound
 from pluribus.plan.candidates import column_of, teams
 from pluribus.plan.columns import PipelineClass, Team
 from pluribus.plan.describe import name_of, reason_against
@@ -20,7 +21,14 @@ from pluribus.plan.generate import Generator
 from pluribus.plan.refusal import no_arithmetic, refusal
 from pluribus.plan.rounding import deal
 from pluribus.plan.score import (
-    Scored, one_of_each_way, ordered, score, score_all, way, with_alone, with_even_layers,
+    Scored,
+    one_of_each_way,
+    ordered,
+    score,
+    score_all,
+    way,
+    with_alone,
+    with_even_layers,
 )  # fmt: skip
 from pluribus.plan.shapes import ShapeFinder
 from pluribus.plan.share import deal_evenly
@@ -94,11 +102,19 @@ class Search:
             prediction=chosen.forecast.prediction,
             alternatives=tuple(rows),
             explanation=tuple(self._explain(chosen)),
+            lower_bound_seconds=self._bound(chosen),
         )
+
+    def _bound(self, chosen: Scored) -> float | None:
+        """A step no plan goes below, where time is the objective."""
+        if self.setting.job.plan.objective != "time" or not np.isfinite(self._deadline):
+            return None
+        self.progress("a bound on every plan")
+        return min(Bound(self.generator).seconds(self._deadline), chosen.seconds)
 
     def alone(self, pool: str) -> Plan | None:
         """The fastest plan on one pool by itself; None when the model does not fit there."""
-        return _fastest(self._singles[pool] if pool in self._singles else [])
+        return _fastest(self._singles.get(pool, []))
 
     def even(self) -> Plan | None:
         """The fastest plan that treats every chip alike: equal layers, equal micro-batches.
@@ -122,11 +138,16 @@ class Search:
         return score_all([team for team in found if team], self.setting)
 
     @cached_property
+    def _deadline(self) -> float:
+        """The step of the best mix of fractions of pipelines; infinite where nothing fits."""
+        return self.generator.generate()
+
+    @cached_property
     def _scored(self) -> list[Scored]:
         """Complete plans, those of single pools included, fastest first."""
         singles = [item for items in self._singles.values() for item in items]
         self.progress(" + ".join(self.pools))
-        deadline = self.generator.generate()
+        deadline = self._deadline
         if not np.isfinite(deadline):
             return singles
         able = [pool for pool, items in self._singles.items() if items]
