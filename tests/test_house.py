@@ -174,7 +174,10 @@ def test_importing_a_room_leaves_the_function_of_its_name() -> None:
 # Positional arguments by name, options by their dashes.
 COMMAND_LINE = {
     "demo": ["--folder", "--json", "--seconds"],
-    "plan": ["--cluster", "--json", "--out", "--profile", "job"],
+    "plan": [
+        "--cluster", "--html", "--json", "--out", "--pareto", "--profile", "--trial",
+        "--trial-steps", "job",
+    ],
     "predict": ["--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
     "profile": ["--cluster", "--json", "--out", "job"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,9 @@ from pluribus.core.units import GIB, format_seconds
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
 from pluribus.spec.run import Comparison
+
+if TYPE_CHECKING:
+    from pluribus.train.trial import Trial
 
 # Piped output keeps a fixed width, so that tables do not depend on who reads them.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
@@ -136,6 +139,30 @@ def _print_alternatives(plan: Plan) -> None:
             style="bold" if row.chosen else None,
         )
     console.print(table)
+
+
+def print_trial(trial: Trial) -> None:
+    """Plans that ran for a few steps: predicted and measured, and which is kept."""
+    table = Table(title="Tried on this machine", title_justify="left")
+    table.add_column("plan", overflow="fold")
+    for name in ("predicted", "measured", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("chips against their profile", overflow="fold")
+    for row in trial.tried:
+        names = [a.name for a in row.plan.alternatives if a.chosen]
+        chips = ", ".join(f"{chip} × {ratio:.2f}" for chip, ratio in row.ratios.items())
+        kept = row.plan.pipelines == trial.best.pipelines
+        table.add_row(
+            escape(row.measured.name + (f": {names[0]}" if names else "")),
+            format_seconds(row.measured.predicted_seconds),
+            f"{format_seconds(row.measured.measured_seconds)} ± {row.measured.spread:.0%}",
+            f"{row.measured.prediction_error:+.1%}",
+            chips,
+            style="bold" if kept else None,
+        )
+    console.print(table)
+    for number, why in trial.refused:
+        console.print(f"plan {number} was not tried: {why}")
 
 
 def print_comparison(comparison: Comparison) -> None:

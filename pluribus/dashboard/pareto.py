@@ -5,6 +5,7 @@ Like the report it opens offline, fetches nothing, and follows the reader's ligh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -152,7 +153,7 @@ def _axes(x: svg.Scale, y: svg.Scale, unit: str) -> Iterable[str]:
 def _stairs(placed: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Until the next plan is quick enough, the one before it stays the cheapest."""
     path = [placed[0]]
-    for (_, before), (px, py) in zip(placed[:-1], placed[1:], strict=True):
+    for (_, before), (px, py) in itertools.pairwise(placed):
         path += [(px, before), (px, py)]
     return path
 

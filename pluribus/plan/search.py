@@ -112,6 +112,17 @@ class Search:
         self.progress("a bound on every plan")
         return min(Bound(self.generator).seconds(self._deadline), chosen.seconds)
 
+    def best_few(self, count: int) -> tuple[Plan, ...]:
+        """The best plan and those that come next, each a way of its own to use the pools."""
+        best = self.best()
+        alone = best.prediction.alone_tokens_per_s if best.prediction else {}
+        order = one_of_each_way(ordered(self._scored, self.setting, robust=self.robust))
+        plans = {best.digest: best}
+        for item in order:
+            prediction = with_alone(item, alone).forecast.prediction
+            plans.setdefault(item.plan.digest, replace(item.plan, prediction=prediction))
+        return tuple(plans.values())[:count]
+
     def alone(self, pool: str) -> Plan | None:
         """The fastest plan on one pool by itself; None when the model does not fit there."""
         return _fastest(self._singles.get(pool, []))
