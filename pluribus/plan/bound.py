@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pluribus.plan.generate import Generator
-from pluribus.plan.prices import MANY, Array
+from pluribus.plan.prices import MANY, Array, Hops
 from pluribus.plan.pricing import Lanes, Pricer
 from pluribus.plan.sums import least_tails
 
@@ -33,14 +33,14 @@ class Bound:
 
     def __post_init__(self) -> None:
         generator = self.generator
-        self._alone = {
-            size: replace(pricer, tails=pricer.prices.update)
-            for size, pricer in generator.pricers.items()
-        }
-        self._among = {
-            size: replace(pricer, tails=least_tails(generator.setting, pricer.prices))
-            for size, pricer in generator.pricers.items()
-        }
+        self._alone: dict[int, Pricer] = {}
+        self._among: dict[int, Pricer] = {}
+        for size, pricer in generator.pricers.items():
+            prices = pricer.prices
+            hops = Hops.of(generator.setting, prices.kinds, generator.pools, size, near=True)
+            self._alone[size] = replace(pricer, hops=hops, tails=prices.update)
+            tails = least_tails(generator.setting, prices)
+            self._among[size] = replace(pricer, hops=hops, tails=tails)
 
     def seconds(self, deadline: float) -> float:
         """A step that no plan goes below.

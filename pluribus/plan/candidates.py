@@ -14,7 +14,7 @@ from pluribus.plan.columns import Column, StageChoice, StageKind, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team
 from pluribus.plan.shapes import Candidate, ShapeFinder
-from pluribus.plan.sums import Members
+from pluribus.plan.sums import team_seconds
 from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
@@ -40,13 +40,8 @@ def teams(
 
 def estimate(generator: Generator, team: Team) -> float:
     """Seconds of a team's step, its gradient sums those of its own mix of columns."""
-    uses = [float(item.count) for item in team]
-    members = Members.of_mix(
-        [item.column for item in team], uses, len(generator.setting.model.layers)
-    )
-    return max(
-        generator.pace_among(item.column, members).seconds(max(item.micro_batches)) for item in team
-    )
+    paces = [generator.pace(item.column) for item in team]
+    return team_seconds(generator.setting, team, paces)
 
 
 def _proposals(

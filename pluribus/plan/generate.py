@@ -117,12 +117,6 @@ class Generator:
             self._paces[column] = self._pace(column, self.pricers[column.micro_batch_size].tails)
         return self._paces[column]
 
-    def pace_among(self, column: Column, members: Members) -> Pace:
-        """How fast a column is among given others."""
-        prices = self.pricers[column.micro_batch_size].prices
-        rows = sorted({self._row[stage.kind] for stage in column.stages})
-        return self._pace(column, estimated_tails(self.setting, prices, members, rows))
-
     def _pace(self, column: Column, tails: Array) -> Pace:
         pricer = self.pricers[column.micro_batch_size]
         kind = self.runs.kind

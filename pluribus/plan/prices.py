@@ -234,9 +234,7 @@ class Hops:
 
     Attributes:
         senders: of each kind of stage, its row in `seconds`.
-        seconds: [senders, pools] there and back, from a sender to a next stage in a pool. Within
-            a pool a stage that leaves room in its node reaches the next one there; one that
-            fills its node has to leave it.
+        seconds: [senders, pools] there and back, from a sender to a next stage in a pool.
     """
 
     senders: NDArray[np.intp]
@@ -249,7 +247,15 @@ class Hops:
         kinds: Sequence[StageKind],
         pools: Sequence[str],
         micro_batch_size: int,
+        *,
+        near: bool = False,
     ) -> Hops:
+        """Hops within a pool go from node to node, where gradient peers share the nodes.
+
+        Args:
+            near: take the quicker of that and a hop inside a node, for stages that leave room in
+                theirs: no placement is quicker.
+        """
         num_bytes = boundary_bytes(setting, micro_batch_size)
         rows: dict[tuple[str, bool], int] = {}
         senders = []
@@ -264,7 +270,7 @@ class Hops:
                 if other == address:
                     pool = setting.pool(address)
                     targets = [f"{other}/1/0"] if pool.nodes > 1 else []
-                    targets += [] if fills else [f"{other}/0/1"]
+                    targets += [] if fills or (targets and not near) else [f"{other}/0/1"]
                 times = [
                     message_seconds(
                         num_bytes, f"{address}/0/0", target, setting.cluster, setting.profile

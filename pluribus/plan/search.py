@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from pluribus.plan.bound import Bound
-from pluribus.plan.candidates import column_of, teams
+from pluribus.plan.candidates import column_of, estimate, teams
 from pluribus.plan.columns import PipelineClass, Team
 from pluribus.plan.describe import name_of, reason_against
 from pluribus.plan.generate import Generator
@@ -37,8 +37,9 @@ from pluribus.spec.plan import Plan
 from pluribus.spec.prediction import Alternative
 
 _SCORE = 20  # teams that go through the exact timeline
-_SCORE_STAGES = 1500  # stages of them all together, but at least _SCORE_LEAST teams
+_SCORE_PASSES = 30_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
 _SCORE_LEAST = 3
+_EVEN = 6  # of the fastest plans that use every pool, cut evenly
 _SHOW = 8  # rows of the table of alternatives
 
 
@@ -145,8 +146,11 @@ class Search:
         for size in generator.pricers:
             if generator.batch % size == 0:
                 for candidate in self.finder.best((pool,), size, generator.batch):
-                    found.append(deal(generator, {column_of(candidate): candidate.shape.pipelines}))
-        return score_all([team for team in found if team], self.setting)
+                    team = deal(generator, {column_of(candidate): candidate.shape.pipelines})
+                    if team is not None:
+                        found.append(team)
+        found.sort(key=lambda team: estimate(generator, team))
+        return score_all(_most_promising(found), self.setting)
 
     @cached_property
     def _deadline(self) -> float:
@@ -173,7 +177,7 @@ class Search:
         for item in scored:
             sizes = {c.column.micro_batch_size for c in item.team}
             used = {pool for c in item.team for pool in c.column.chips}
-            if used != set(self.pools) or len(sizes) > 1:
+            if used != set(self.pools) or len(sizes) > 1 or len(found) == _EVEN:
                 continue
             total = self.setting.job.train.global_batch // sizes.pop()
             dealt = deal_evenly(sum(c.count for c in item.team), total)
@@ -217,16 +221,19 @@ class Search:
 
 
 def _most_promising(found: Sequence[Team]) -> list[Team]:
-    """The first teams, and the first of every way to use the pools, within the stages that can be
-    timed exactly."""
-    chosen, ways, stages = [], set(), 0
+    """The first teams, and the first of every way to use the pools, within the passes
+    that can be timed exactly."""
+    chosen, ways, passes = [], set(), 0
     for team in found:
         mine = way(team)
         if len(chosen) < _SCORE or mine not in ways:
-            size = sum(item.count * len(item.column.stages) for item in team)
-            if stages + size > _SCORE_STAGES and len(chosen) >= _SCORE_LEAST:
+            size = sum(
+                len(item.column.stages) * sum(set(item.micro_batches)) + 10 * item.count
+                for item in team
+            )
+            if passes + size > _SCORE_PASSES and len(chosen) >= _SCORE_LEAST:
                 continue
-            stages += size
+            passes += size
             chosen.append(team)
         ways.add(mine)
     return chosen

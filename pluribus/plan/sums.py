@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pluribus.plan.columns import Column
+from pluribus.plan.columns import Column, Team
+from pluribus.plan.pace import Pace
 from pluribus.plan.prices import Array, Prices
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
 from pluribus.predict.collectives import group_all_reduce_seconds
@@ -83,16 +84,7 @@ def estimated_tails(
         partners = members.counts.get(kind.pool)
         if not partners:
             continue
-        chips = []
-        for address, count in partners.items():
-            pool = setting.pool(address)
-            number = min(round(count), pool.num_chips // kind.tensor_parallel)
-            if number:
-                stride = pool.num_chips // number
-                stride = max(stride - stride % kind.tensor_parallel, kind.tensor_parallel)
-                places = range(0, min(number * stride, pool.num_chips), stride)
-                per_node = pool.chips_per_node
-                chips += [f"{address}/{i // per_node}/{i % per_node}" for i in places]
+        chips = _members(setting, partners, kind.tensor_parallel)
         if len(chips) < 2:
             continue
         # Linear between a small and a large run: latency and rate.
@@ -103,6 +95,71 @@ def estimated_tails(
         ]
         result[row] += np.interp(bytes_, ends, times)
     return result
+
+
+def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
+    """Seconds of a team's step, its gradient sums in the order they will run in.
+
+    Every stage sums its groups of layers in ascending order, and a sum waits for its last member.
+    Where the borders of unlike pipelines interleave, each group thus waits for the one before it.
+
+    Args:
+        paces: of the team's classes.
+    """
+    ready, widths = [], []
+    for item, pace in zip(team, paces, strict=True):
+        end = pace.seconds(max(item.micro_batches)) - pace.tail
+        early = np.concatenate([[0.0], np.cumsum(pace.backward[:-1] + pace.hops / 2)])
+        ready.append(end - early)
+        widths.append(item.count)
+    layers = setting.model.layers
+    edges = sorted({edge for item in team for s in item.column.stages for edge in s.layers})
+    spans = list(itertools.pairwise(edges))
+    holders = [
+        [
+            (c, s, stage.kind)
+            for c, item in enumerate(team)
+            for s, stage in enumerate(item.column.stages)
+            if stage.layers[0] <= a < stage.layers[1]
+        ]
+        for a, _ in spans
+    ]
+    crossing = sum(
+        min(kind.tensor_parallel for _, _, kind in held)
+        for held in holders
+        if len({kind.pool for _, _, kind in held}) > 1
+    )
+    end = 0.0
+    for (a, b), held in zip(spans, holders, strict=True):
+        start = max(float(ready[c][s]) for c, s, _ in held)
+        tp = min(kind.tensor_parallel for _, _, kind in held)
+        num_bytes = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b)) * GRADIENT_BYTES
+        counts: dict[str, int] = {}
+        for c, _, kind in held:
+            counts[kind.pool] = counts.get(kind.pool, 0) + widths[c]
+        chips = _members(setting, counts, tp)
+        taken = group_all_reduce_seconds(
+            num_bytes, chips, setting.cluster, setting.profile, max(crossing, 1)
+        )
+        for c, s, _ in held:
+            ready[c][s] = start + taken
+        end = max(end, start + taken)
+    return end
+
+
+def _members(setting: Setting, counts: Mapping[str, float], tp: int) -> list[str]:
+    """Chips like those of a group's members, given how many there are in each pool."""
+    chips = []
+    for address, count in counts.items():
+        pool = setting.pool(address)
+        number = min(round(count), pool.num_chips // tp)
+        if number:
+            stride = pool.num_chips // number
+            stride = max(stride - stride % tp, tp)
+            places = range(0, min(number * stride, pool.num_chips), stride)
+            per_node = pool.chips_per_node
+            chips += [f"{address}/{i // per_node}/{i % per_node}" for i in places]
+    return chips
 
 
 def least_tails(setting: Setting, prices: Prices) -> Array:
