@@ -17,6 +17,7 @@ from pluribus.plan.bound import Bound
 from pluribus.plan.candidates import column_of, estimate, teams
 from pluribus.plan.columns import PipelineClass, Team
 from pluribus.plan.describe import name_of, reason_against
+from pluribus.plan.explain import explain
 from pluribus.plan.generate import Generator
 from pluribus.plan.refusal import no_arithmetic, refusal
 from pluribus.plan.rounding import deal
@@ -98,11 +99,11 @@ class Search:
             for item in order
             if item is even or any(item is other for other in shown)
         ]
+        plan = replace(chosen.plan, prediction=chosen.forecast.prediction)
         return replace(
-            chosen.plan,
-            prediction=chosen.forecast.prediction,
+            plan,
             alternatives=tuple(rows),
-            explanation=tuple(self._explain(chosen)),
+            explanation=(*self._explain(chosen), *explain(plan, self.setting)),
             lower_bound_seconds=self._bound(chosen),
         )
 
