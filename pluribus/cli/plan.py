@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if profile is None:
         say("no profile: predicting by formulas from datasheets and published measurements")
     progress = partial(_say, "weighing")
-    if arguments.trial:
+    if arguments.trial is not None:
         result = _trial(arguments, job, cluster, profile)
     else:
         result = plan(job, cluster, profile, progress=progress)
