@@ -14,10 +14,17 @@ from pluribus.core.units import format_bytes, format_seconds
 from pluribus.model.model import Model
 from pluribus.spec.profile import Profile
 
+_OPERATOR_SECONDS = 10.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job(parser)
     parser.add_argument("--out", help="file to write (profile.json beside the job file)")
+    parser.add_argument(
+        "--operators",
+        action="store_true",
+        help="also time single operators, so that other sizes are predicted from measurements",
+    )
     parser.add_argument("--json", action="store_true", help="print the profile as JSON")
 
 
@@ -32,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         job,
         model,
         progress=lambda line, share: say(f"{share:4.0%} {line}"),
+        operator_seconds=_OPERATOR_SECONDS if arguments.operators else 0.0,
         log_folder=out.parent / "logs",
     )
     result.save(out)

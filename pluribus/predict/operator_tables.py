@@ -26,10 +26,15 @@ TABLE_SPREAD = 0.12
 _TWIN = {"bf16": "fp16", "fp16": "bf16"}
 
 # How far apart shapes are, per doubling of each dimension; 1 where nothing is listed. Batch and
-# heads count less because kernels treat them alike; kernels are written per head width; and
-# experts change their kernel with the rows. Best of four sets tried on the tables of A100, H100,
-# B200 and Arc B60 in aiconfigurator-core 0.12.0, a fifth of the widths held out.
+# heads count less because kernels treat them alike; kernels are written per head width; experts
+# change their kernel with the rows; a sum over other members is another curve. Best of three or
+# four sets each on the tables of A100, H100, B200 and Arc B60 in aiconfigurator-core 0.12.0, a
+# fifth of the widths held out.
 _WEIGHTS = {
+    "all_reduce": (6, 1),
+    "all_gather": (6, 1),
+    "reduce_scatter": (6, 1),
+    "all_to_all": (6, 1),
     "attention": (0.5, 0.5, 0.25, 2, 1),
     "decode_attention": (0.5, 0.5, 1, 2, 1),
     "experts": (2, 1, 1, 1),
