@@ -5,11 +5,14 @@
 Needs the measurements of aiconfigurator-core: pip install 'pluribus[aic]'. Of every table a fifth
 of the widths is held out with all their rows (a product's (n, k), an attention's heads and head
 width, an expert's sizes; of collectives a fifth of the rows), as a model that nobody measured
-would come. Columns: (a) roofline at the catalogue's rate of a large product, one efficiency for
-the chip, and a launch; (b) tiles and waves (`predict/gemm.py`), for matrix products of chips whose compute units
-are known; (c) the rest of the table with regression between its points. Mean absolute error; of
-(c) also the median, the share of held-out times within one and two of its standard deviations,
-and milliseconds of CPU per look-up.
+would come. Mean absolute errors of
+
+(a) the roofline at the catalogue's rate of a large product, one efficiency for the chip, and a
+    launch;
+(b) tiles and waves (`predict/gemm.py`), for products on chips whose compute units are known;
+(c) the rest of the table with regression between its points; of this also the median, the share
+    of held-out times within one and two of its standard deviations, and milliseconds of CPU per
+    look-up.
 """
 
 from __future__ import annotations
