@@ -8,13 +8,21 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pluribus.core.errors import MeasureError
 from pluribus.core.units import DTYPE_BYTES
+from pluribus.hardware.chip import Chip
+from pluribus.hardware.cluster import Cluster
+from pluribus.measure.shapes import Shaped, decode_shapes, job_shapes
+from pluribus.model.model import Model
+from pluribus.predict.operator_tables import Table
+from pluribus.spec.job import Job
 from pluribus.spec.operator_table import OperatorTable
+from pluribus.spec.profile import Profile
 
 # Its name of a chip's folder. An A800 computes as an A100 does and an H800 as an H100; only
 # their links differ, so their collectives are left out.
@@ -32,6 +40,8 @@ SYSTEMS: Mapping[str, str] = {
     "nvidia-rtx-pro-6000": "rtx_pro_6000_server",
     "intel-arc-pro-b60": "b60",
 }
+_DECODE_BATCHES = (1, 4, 16, 64, 256)
+_DECODE_CONTEXTS = (256, 1024, 4096, 16384)
 _SLOWER_LINKS = ("nvidia-a800-80g", "nvidia-h800-80g")
 
 BACKENDS = ("vllm", "sglang", "trtllm")
@@ -76,6 +86,68 @@ def aic_tables(
             tables += _tables(chip, best, f"aiconfigurator-core {_version()}, {_label(path)}")
             break
     return tuple(_merged(tables))
+
+
+def fill_profile(
+    profile: Profile, cluster: Cluster, job: Job, model: Model
+) -> tuple[Profile, tuple[str, ...]]:
+    """A profile with tables for every chip of the cluster that the package has measured.
+
+    Of each table the rows are kept that estimates of the job's operators are made from, at
+    every micro-batch size and tensor-parallel degree, and those of decoding with its model:
+    estimates are as good as with the whole table, which has 100,000 rows.
+
+    Args:
+        profile: its other facts stay as they are; tables of these chips are replaced.
+
+    Returns:
+        The profile, and the keys of the cluster's chips that the package has not measured.
+    """
+    found: dict[str, tuple[OperatorTable, ...]] = {}
+    unknown = []
+    chips = {pool.chip.key: pool.chip for pool in cluster.pools}
+    for key, chip in chips.items():
+        degrees = {
+            1 << power
+            for pool in cluster.pools
+            if pool.chip.key == key
+            for power in range(pool.chips_per_node.bit_length())
+        }
+        wanted = (
+            *job_shapes(
+                model,
+                job.plan.micro_batch_sizes,
+                job.train.sequence_length,
+                sorted(degrees),
+                DTYPE_BYTES[job.train.precision],
+            ),
+            *decode_shapes(model, _DECODE_BATCHES, _DECODE_CONTEXTS, sorted(degrees)),
+        )
+        tables = aic_tables(key)
+        if tables:
+            near = (_near(table, chip, wanted) for table in tables)
+            found[key] = tuple(table for table in near if table is not None)
+        else:
+            unknown.append(key)
+    kept = tuple(table for table in profile.operators if table.chip not in found)
+    filled = tuple(table for tables in found.values() for table in tables)
+    return replace(profile, operators=kept + filled), tuple(unknown)
+
+
+def _near(table: OperatorTable, chip: Chip, wanted: Iterable[Shaped]) -> OperatorTable | None:
+    """The rows that estimates of the wanted shapes are made from; collectives whole."""
+    if not table.precision:
+        return table
+    whole = Table(table, chip)
+    shapes = {
+        near for kind, shape in wanted if kind == table.operator for near in whole.near(shape)
+    }
+    if not shapes:
+        return None
+    rows = [(shape, table.rows[shape]) for shape in shapes]
+    return OperatorTable.of_rows(
+        table.chip, table.operator, table.precision, rows, source=table.source
+    )
 
 
 def aic_folder() -> Path:

@@ -136,9 +136,7 @@ class Table:
         return self._known[shape]
 
     def near(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The measured shapes an estimate is made from."""
-        if shape in self._rows:
-            return [shape]
+        """The measured shapes that estimates at a shape and close to it are made from."""
         rows = list(self._rows)
         return [rows[i] for i in self._regression.nearest(self._place(shape))]
 

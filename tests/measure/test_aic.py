@@ -1,11 +1,19 @@
 """The reader of aiconfigurator's measurements, on files of its layout and on the real ones."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 
 from pluribus.core.errors import MeasureError
-from pluribus.measure.aic import aic_folder, aic_tables
+from pluribus.hardware.catalogue import find_chip
+from pluribus.hardware.cluster import Cluster
+from pluribus.measure.aic import aic_folder, aic_tables, fill_profile
+from pluribus.predict.compute import layer_time
+from pluribus.spec.operator_table import OperatorTable
+from pluribus.spec.profile import Profile
+
+from ..small import make_chip, make_job, make_model, make_pool
 
 PARQUET = importlib.util.find_spec("pyarrow") is not None
 PACKAGE = PARQUET and importlib.util.find_spec("aiconfigurator_core") is not None
@@ -76,3 +84,30 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch) -> No
     with pytest.raises(MeasureError, match="aiconfigurator-core and pyarrow") as error:
         aic_folder()
     assert "pluribus[aic]" in error.value.do
+
+
+@needs_package
+def test_a_filled_profile_predicts_as_the_whole_tables_do() -> None:
+    model = make_model(blocks=2, hidden=1024, vocab=4096)
+    known, other = find_chip("nvidia-a100-80g", where="test"), make_chip("own")
+    cluster = Cluster((make_pool("a", known, chips_per_node=2), make_pool("b", other)))
+    before = Profile(
+        cluster_digest="d",
+        operators=(OperatorTable.of_rows("own", "gemm", "bf16", [((1, 1, 1), 1.0)], source="own"),),
+    )
+    filled, unknown = fill_profile(before, cluster, make_job(sequence=512), model)
+    assert unknown == ("own",)
+    assert filled.tables("own") == before.operators
+    rows = sum(len(table.seconds) for table in filled.tables(known.key))
+    assert 100 < rows < 5000
+    whole = replace(filled, operators=aic_tables(known.key))
+    for layer in model.layers:
+        for size in (1, 2):
+            few, full = (
+                layer_time(layer, cluster.pools[0], size, 512, 2, "bf16", p)
+                for p in (filled, whole)
+            )  # fmt: skip
+            assert few.forward == pytest.approx(full.forward, rel=0.02)
+            assert few.backward == pytest.approx(full.backward, rel=0.02)
+    again, _ = fill_profile(filled, cluster, make_job(sequence=512), model)
+    assert again == filled
