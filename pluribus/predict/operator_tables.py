@@ -13,7 +13,14 @@ from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
 from pluribus.model.operator import Operator
 from pluribus.predict.gemm import gemm_seconds
-from pluribus.predict.operators import FLASH_BACKWARD, LAUNCH_SECONDS, SUSTAINED, Work
+from pluribus.predict.operators import (
+    FLASH_BACKWARD,
+    FLASH_HALF,
+    FLASH_PEAK,
+    LAUNCH_SECONDS,
+    SUSTAINED,
+    Work,
+)
 from pluribus.predict.regression import Estimate, LocalRegression
 from pluribus.spec.operator_table import OperatorTable
 from pluribus.spec.profile import Profile
@@ -68,6 +75,13 @@ class OperatorTimes:
         """The table of an operator; bf16 and fp16 stand in for one another."""
         found = self._tables.get((operator, precision))
         return found or self._tables.get((operator, _TWIN.get(precision, precision)))
+
+    def price(self, operator: str, precision: str, *shape: int) -> float:
+        """Seconds of one operator: from its table, or by the formula where there is none."""
+        table = self.table(operator, precision)
+        if table is None:
+            return _FORMULAS[operator](self.chip, precision, *shape)
+        return table.seconds(*shape)
 
     def seconds(self, operator: str, precision: str, *shape: int) -> float | None:
         """Seconds of one operator, or None where no table has it."""
@@ -160,6 +174,7 @@ def _attention(
     chip: Chip, precision: str, batch: int, heads: int, kv_heads: int, head_dim: int, tokens: int
 ) -> float:
     flops = 2.0 * batch * heads * head_dim * tokens * tokens
+    flops /= FLASH_PEAK * tokens / (tokens + FLASH_HALF)
     moved = 2 * DTYPE_BYTES[precision] * batch * tokens * (heads + kv_heads) * head_dim
     return _arithmetic(chip, precision, flops) + _traffic(chip, moved) + _LAUNCH
 
