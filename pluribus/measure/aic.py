@@ -45,7 +45,14 @@ _DECODE_CONTEXTS = (256, 1024, 4096, 16384)
 _SLOWER_LINKS = ("nvidia-a800-80g", "nvidia-h800-80g")
 
 BACKENDS = ("vllm", "sglang", "trtllm")
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "fp8": "fp8", "int8": "int8"}
+_DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "int8": "int8",
+}
 _COLLECTIVES = {"alltoall": "all_to_all"}
 
 Row = Mapping[str, Any]

@@ -64,6 +64,7 @@ class Serving:
         prefill_s: the prompt of average length, alone.
         decode_s: one token for every running request, without prompts beside them.
         ttft_s, ttft_p95_s: time to the first token: mean and 95th percentile over the mix.
+        ttft_burst_s: mean time to the first token when all requests come at once.
         tpot_s: mean time per further token.
         gap_p95_s: 95th percentile of the gaps between two tokens.
         tokens_per_s: generated tokens of all requests.
@@ -78,6 +79,7 @@ class Serving:
     decode_s: float
     ttft_s: float
     ttft_p95_s: float
+    ttft_burst_s: float
     tpot_s: float
     gap_p95_s: float
     tokens_per_s: float
@@ -116,15 +118,17 @@ def predict_serving(deployment: Deployment, load: Load) -> Serving:
     room = chip.memory_bytes * USABLE_SHARE - RUNTIME_BYTES - deployment.weight_bytes
     full = fmean(p + g for p, g in zip(load.prompts, load.generated, strict=True))
     largest = max(0, math.floor(room / (full * deployment.cache_bytes_per_token)))
+    prefill = fmean(sum(_prefill(deployment, load, p, 0, 0.0)) for p in load.prompts)
     return Serving(
-        prefill_s=fmean(sum(_prefill(deployment, load, p, 0, 0.0)) for p in load.prompts),
+        prefill_s=prefill,
         decode_s=decode,
         ttft_s=ttft,
         ttft_p95_s=_percentile(firsts, 0.95),
+        ttft_burst_s=prefill * (running + 1) / 2,
         tpot_s=tpot,
         gap_p95_s=chunk_step if prompt_steps > 0.05 else decode,
         tokens_per_s=running * answer / (ttft + (answer - 1) * tpot),
-        interval=Interval(low=tpot * (1 - spread), high=tpot * (1 + spread)),
+        interval=Interval(mid=tpot, low=tpot * (1 - spread), high=tpot * (1 + spread)),
         weight_bytes=deployment.weight_bytes,
         cache_bytes=running * context * deployment.cache_bytes_per_token,
         cache_bytes_per_token=deployment.cache_bytes_per_token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,14 +12,23 @@ from pluribus.model.attention import GroupedQueryAttention
 from pluribus.model.block import Block
 from pluribus.model.experts import Experts
 from pluribus.model.latent_attention import LatentAttention
-from pluribus.model.layer import Layer
 from pluribus.model.model import Model
 from pluribus.model.operator import Operator
 from pluribus.predict.algorithms import ALL_REDUCE, SEND, GroupShape
 from pluribus.predict.collectives import collective_seconds
 from pluribus.predict.link_classes import links_of
 from pluribus.predict.operator_tables import OperatorTimes, operator_times
+from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY
 from pluribus.spec.profile import Profile
+
+# A block's kernels besides products, attention and experts, as engines fuse them: two norms with
+# their residual sums, rotation with the write to the cache, the activation; and what each takes
+# in a recorded graph, where launches hide behind one another. Typical figures.
+FUSED_KERNELS = 4
+FUSED_KERNEL_S = 1.5e-6
+
+# Projections of the same input, which engines store as one matrix.
+_ONE_INPUT = ("q_proj", "kv_proj", "q_a_proj", "kv_a_proj")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +36,8 @@ class Deployment:
     """A model on chips of one pool, as one engine serves it.
 
     Attributes:
-        tp: tensor-parallel chips of a stage; experts are divided over them as well.
+        tp: tensor-parallel chips of a stage; experts are divided over them as well, whole or in
+            parts.
         pp: pipeline stages, with blocks divided evenly.
         precision: of matrix products.
         weight_precision: of weights in memory; None is ``precision``.
@@ -108,8 +119,8 @@ class Deployment:
         total = 0.0
         for block, count in self.blocks.values():
             once = self._attend(block, chunk, before, decoding, context)
-            for operator in block.operators(1, tokens, tp=self.tp, bytes_per_element=self._element):
-                once += self._operator(operator, self.precision)
+            operators = block.operators(1, tokens, tp=self.tp, bytes_per_element=self._element)
+            once += self._fused(operators)
             if isinstance(block.feed_forward, Experts):
                 once += self._experts(block.feed_forward, tokens)
             total += count * (once + 2 * self._sum(tokens))
@@ -120,19 +131,29 @@ class Deployment:
     def _element(self) -> float:
         return DTYPE_BYTES[self.states_in]
 
-    def _operator(self, operator: Operator, precision: str) -> float:
-        """Products and memory traffic of one layer; attention and experts are priced apart."""
-        if operator.kind == "gemm":
-            return self._product(operator.m, operator.n * operator.count, operator.k, precision)
-        if operator.kind in ("elementwise", "lookup") and "." not in operator.name:
-            size = max(1, round(operator.bytes))
-            return self.times.price("elementwise", self.states_in, size)
-        return 0.0
+    def _fused(self, operators: Sequence[Operator]) -> float:
+        """Products and memory traffic of one block as engines run it: projections of one input
+        are one product, and everything else is a handful of fused kernels in a recorded graph.
+        Attention and routed experts are priced apart."""
+        moved = seconds = 0.0
+        shared: dict[tuple[int, int], int] = {}
+        for operator in operators:
+            m, n, k = operator.m, operator.n * operator.count, operator.k
+            if operator.kind == "gemm" and operator.name in _ONE_INPUT:
+                shared[m, k] = shared.get((m, k), 0) + n
+            elif operator.kind == "gemm":
+                seconds += self._product(m, n, k)
+            elif operator.kind != "attention" and not operator.name.startswith("experts."):
+                moved += operator.bytes
+        seconds += sum(self._product(m, n, k) for (m, k), n in shared.items())
+        rate = self.pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+        return seconds + moved / rate + FUSED_KERNELS * FUSED_KERNEL_S
 
-    def _product(self, m: int, n: int, k: int, precision: str) -> float:
+    def _product(self, m: int, n: int, k: int) -> float:
+        precision = self.precision
         seconds = self.times.price("gemm", precision, m, n, k)
         saved = DTYPE_BYTES[precision] - DTYPE_BYTES[self.weights_in]
-        if precision != self.precision or saved <= 0:
+        if saved <= 0:
             return seconds
         # Narrower weights are read in less time and multiplied in the same.
         least = 2.0 * m * n * k / self.pool.chip.matmul_flops(precision)
@@ -170,33 +191,35 @@ class Deployment:
         return max(0.0, seconds)
 
     def _experts(self, experts: Experts, tokens: int) -> float:
-        """Routed experts of one block: each chip has its part of every expert."""
-        rows = tokens * experts.top_k
-        width = max(1, experts.intermediate_size // self.tp)
-        if self.times.table("experts", self.precision):
-            shape = (rows, experts.hidden_size, width, experts.num_experts)
-            return self.times.price("experts", self.precision, *shape)
-        # Only experts that a token visits are read: of E with k visits per token and routing
-        # without preference, E (1 − (1 − k / E)^tokens) are.
-        idle = (1 - experts.top_k / experts.num_experts) ** tokens
-        touched = max(1, round(experts.num_experts * (1 - idle)))
-        shape = (rows, experts.hidden_size, width, touched)
-        return self.times.price("experts", self.precision, *shape)
+        """Routed experts of one block: whole ones on each chip, or a part of every one, whichever
+        is quicker (parts that are narrower than a kernel's tile are slow)."""
+        rows, count, width = tokens * experts.top_k, experts.num_experts, experts.intermediate_size
+        splits = [(rows, max(1, width // self.tp), count)]
+        if self.tp > 1 and count % self.tp == 0:
+            splits.append((max(1, rows // self.tp), width, count // self.tp))
+        if not self.times.table("experts", self.precision):
+            # Only experts that a token visits are read: of E with k visits per token and routing
+            # without preference, E (1 − (1 − k / E)^tokens) are.
+            visited = 1 - (1 - experts.top_k / count) ** tokens
+            splits = [(rows, width, max(1, round(held * visited))) for rows, width, held in splits]
+        return min(
+            self.times.price("experts", self.precision, rows, experts.hidden_size, width, held)
+            for rows, width, held in splits
+        )
 
     def _ends(self, tokens: int, sampled: int) -> float:
         """The embedding of all tokens, and logits of those that something is drawn from."""
         first, last = self.model.layers[0], self.model.layers[-1]
+        rate = self.pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
         seconds = 0.0
         for layer, rows in ((first, tokens), (last, sampled)):
-            seconds += sum(
-                self._operator(operator, self.states_in)
-                for operator in self._operators_of_end(layer, rows)
-            )
+            for operator in layer.operators(1, rows, tp=self.tp, bytes_per_element=self._element):
+                if operator.kind == "gemm":
+                    shape = operator.m, operator.n, operator.k
+                    seconds += self.times.price("gemm", self.states_in, *shape)
+                elif operator.name != "cross_entropy":
+                    seconds += operator.bytes / rate + FUSED_KERNEL_S
         return seconds
-
-    def _operators_of_end(self, layer: Layer, rows: int) -> tuple[Operator, ...]:
-        operators = layer.operators(1, rows, tp=self.tp, bytes_per_element=self._element)
-        return tuple(operator for operator in operators if operator.name != "cross_entropy")
 
     def _sum(self, tokens: int) -> float:
         """One tensor-parallel sum of the hidden states."""
