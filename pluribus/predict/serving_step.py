@@ -23,7 +23,8 @@ from pluribus.spec.profile import Profile
 
 # A block's kernels besides products, attention and experts, as engines fuse them: two norms with
 # their residual sums, rotation with the write to the cache, the activation; and what each takes
-# in a recorded graph, where launches hide behind one another. Typical figures.
+# in a recorded graph, where launches hide behind one another. Typical figures, written down after a
+# look at runs of bench/serving.py and not fitted.
 FUSED_KERNELS = 4
 FUSED_KERNEL_S = 1.5e-6
 
