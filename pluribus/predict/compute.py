@@ -191,7 +191,7 @@ def _tensor_parallel_seconds(
     """The sums of one direction of one layer (Shoeybi et al. 2019, arXiv 1909.08053 §3): a block
     sums its hidden state twice, an embedding or head once."""
     sums = 2 if layer.kind in ("dense", "moe") else 1
-    seconds = times and times.seconds(ALL_REDUCE, "", tp, round(num_bytes))
+    seconds = times and times.collective(ALL_REDUCE, tp, num_bytes)
     if seconds is None:
         seconds = collective_seconds(ALL_REDUCE, num_bytes, GroupShape(tp), links_of(pool)).seconds
     return sums * seconds

@@ -83,10 +83,12 @@ class OperatorTimes:
             return _FORMULAS[operator](self.chip, precision, *shape)
         return table.seconds(*shape)
 
-    def seconds(self, operator: str, precision: str, *shape: int) -> float | None:
-        """Seconds of one operator, or None where no table has it."""
-        table = self.table(operator, precision)
-        return table.estimate(shape).value if table else None
+    def collective(self, operator: str, members: int, num_bytes: float) -> float | None:
+        """Seconds of a collective inside a node; None where no table has one of as many chips."""
+        table = self.table(operator)
+        if table is None or members > table.largest[0]:
+            return None
+        return table.seconds(members, max(1, round(num_bytes)))
 
     def work(
         self, operator: Operator, precision: str, micro_batch: int
@@ -123,7 +125,11 @@ class OperatorTimes:
 
 
 class Table:
-    """One operator of one chip: measured rows, and what lies between them."""
+    """One operator of one chip: measured rows, and what lies between them.
+
+    Attributes:
+        largest: of each number of the shape, the largest that was measured.
+    """
 
     def __init__(self, table: OperatorTable, chip: Chip) -> None:
         self._rows = table.rows
@@ -133,6 +139,7 @@ class Table:
         rest = [math.log(s / self._formula(*shape)) for shape, s in self._rows.items()]
         self._regression = LocalRegression(np.log2(shapes) * self._weights, np.array(rest))
         self._spread = table.spread
+        self.largest = tuple(max(column) for column in zip(*self._rows, strict=True))
         self._floor = _floor(table, chip)
         self._known: dict[tuple[int, ...], Estimate] = {}
 

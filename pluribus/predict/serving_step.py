@@ -226,8 +226,8 @@ class Deployment:
         """One tensor-parallel sum of the hidden states."""
         if self.tp == 1:
             return 0.0
-        size = round(tokens * self.model.hidden_size * self._element)
-        measured = self.times.seconds(ALL_REDUCE, "", self.tp, size)
+        size = tokens * self.model.hidden_size * self._element
+        measured = self.times.collective(ALL_REDUCE, self.tp, size)
         if measured is not None:
             return measured
         group = GroupShape(self.tp)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from pluribus.core.schema import from_table
 from pluribus.hardware.catalogue import find_chip
+from pluribus.hardware.cluster import Cluster
 from pluribus.model.model import Model
+from pluribus.predict.collectives import group_all_reduce_seconds
 from pluribus.predict.compute import layer_time, layer_work
 from pluribus.predict.operator_tables import TABLE_SPREAD, Table, operator_times
 from pluribus.predict.operators import SUSTAINED
@@ -79,7 +81,7 @@ def test_widths_that_miss_the_tiles_are_slow_between_measured_ones_too() -> None
 
     def rate(hidden: int) -> float:
         part = 4 * hidden // 8  # one of eight tensor-parallel ranks
-        return 2 * 2048 * hidden * part / times.seconds("gemm", "fp16", 2048, part, hidden)
+        return 2 * 2048 * hidden * part / times.price("gemm", "fp16", 2048, part, hidden)
 
     assert rate(13824) > 1.1 * rate(14400)
 
@@ -155,6 +157,11 @@ def test_sums_come_from_the_table_of_the_chip() -> None:
     time = layer_time(block, pool, 1, SEQUENCE, 2, "bf16", profile)
     assert time.forward == pytest.approx(1.0, rel=1e-3)  # two sums; the arithmetic is microseconds
     assert time.spread == TABLE_SPREAD
+    cluster = Cluster((pool,))
+    two = ["here/a/0/0", "here/a/0/1"]
+    assert group_all_reduce_seconds(num_bytes, two, cluster, profile) == 0.5
+    three = operator_times(profile, pool.chip).collective("all_reduce", 3, num_bytes)
+    assert three is None  # more than were measured
 
 
 def measured(pool_chip: str, layer, size: int, factor: float, tp: int = 1) -> LayerTime:
