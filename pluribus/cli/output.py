@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from pluribus.core.units import GIB, format_seconds
 from pluribus.predict.setting import Setting
-from pluribus.spec.plan import Plan
+from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.run import Comparison
 
 if TYPE_CHECKING:
@@ -42,23 +43,26 @@ def print_plan(plan: Plan) -> None:
     stages.add_column("stage", no_wrap=True)
     stages.add_column("chips", no_wrap=True)
     stages.add_column("layers")
-    for name in ("micro-batches", "fwd + bwd", "busy", "memory"):
+    for name in ("micro-batches", "fwd + bwd", "busy", "memory, GiB"):
         stages.add_column(name, justify="right")
     for p, pipeline, copies in _distinct(plan):
         stages.add_section()
-        for s, stage in enumerate(pipeline.stages):
-            row = prediction.stages[p][s]
-            count = f"{len(stage.chips)} × " if len(stage.chips) > 1 else ""
-            batches = f"{pipeline.micro_batches} of {pipeline.micro_batch_size}"
+        for alike in _alike(pipeline):
+            rows = [prediction.stages[p][s] for s in alike]
+            first, last = pipeline.stages[alike[0]], pipeline.stages[alike[-1]]
+            numbers = f"{p + 1}.{alike[0] + 1}" + (f"–{alike[-1] + 1}" if len(alike) > 1 else "")
+            count = f"{len(first.chips)} × " if len(first.chips) > 1 else ""
+            layers = setting.model.describe_layers(first.layers[0], last.layers[1])
+            layers += f", {first.num_layers} each" if len(alike) > 1 else ""
             stages.add_row(
-                f"{p}.{s}" + (f" × {copies}" if copies > 1 else ""),
-                f"{count}{stage.pool}",
-                setting.model.describe_layers(*stage.layers)
-                + (", recompute" if stage.recompute == "full" else ""),
-                batches,
-                format_seconds(row.forward + row.backward),
-                f"{row.busy:.0%}",
-                f"{row.memory.total / GIB:.1f} of {row.memory.capacity / GIB:.1f} GiB",
+                numbers + (f" × {copies}" if copies > 1 else ""),
+                f"{count}{first.pool}",
+                layers + (", recompute" if first.recompute == "full" else ""),
+                f"{pipeline.micro_batches} of {pipeline.micro_batch_size}",
+                _between([row.forward + row.backward for row in rows], format_seconds),
+                _between([row.busy for row in rows], lambda share: f"{share:.0%}"),
+                _between([row.memory.total / GIB for row in rows], lambda gib: f"{gib:.1f}")
+                + f" of {rows[0].memory.capacity / GIB:.1f}",
             )
     console.print(stages)
     step = prediction.step_seconds
@@ -89,6 +93,27 @@ def print_plan(plan: Plan) -> None:
     _print_alternatives(plan)
     for line in plan.explanation:
         console.print(f"note: {line}")
+
+
+def _alike(pipeline: Pipeline) -> list[list[int]]:
+    """Neighbouring stages that use like chips alike and hold as many layers share a row."""
+    rows: list[list[int]] = []
+    before = None
+    for s, stage in enumerate(pipeline.stages):
+        use = (stage.pool, len(stage.chips), stage.tensor_parallel, stage.recompute,
+               stage.num_layers, bool(stage.chunks) and s)  # fmt: skip
+        if use == before:
+            rows[-1].append(s)
+        else:
+            rows.append([s])
+        before = use
+    return rows
+
+
+def _between(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """The least and the largest of some values, once if they read the same."""
+    low, high = show(min(values)), show(max(values))
+    return low if low == high else f"{low}–{high}"
 
 
 def _distinct(plan: Plan) -> list[tuple[int, Any, int]]:
