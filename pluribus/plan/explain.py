@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pluribus.core.units import GIB, format_seconds
@@ -67,12 +68,34 @@ def _bottleneck(plan: Plan, setting: Setting) -> str:
         f"{setting.model.describe_layers(*stage.layers)}): busy {top:.0%}, "
         f"{format_seconds(seconds)} a micro-batch"
     )
+    if equal == len(lanes):
+        return line + ("; all stages are as slow: the work is even" if equal > 1 else "")
     if equal > 1:
-        return line + f"; {equal} of {len(lanes)} stages are as slow, so the work is even"
+        line += f"; {equal} of {len(lanes)} stages are as slow"
+        return line + _idlest(pipeline, [row.busy for row in rows[p]], seconds, setting)
     if stage.chunks or stage.num_layers == 1 or len(pipeline.stages) == 1:
         return line
     tries = [_give(pipeline, s, other, setting) for other in (s - 1, s + 1)]
     return line + "; " + ", and ".join(t for t in tries if t)
+
+
+def _idlest(pipeline: Pipeline, busy: Sequence[float], slowest: float, setting: Setting) -> str:
+    """Why the stage that waits most does not take a layer more."""
+    s = min(range(len(busy)), key=busy.__getitem__)
+    stage = pipeline.stages[s]
+    if stage.chunks or busy[s] >= max(busy) * (1 - _NEAR):
+        return ""
+    first, end = stage.layers
+    more = (first, end + 1) if end < len(setting.model.layers) else (first - 1, end)
+    stages = [*pipeline.stages[:s], replace(stage, layers=more), *pipeline.stages[s + 1 :]]
+    memory = stage_memory(setting, replace(pipeline, stages=tuple(stages)), s)
+    told = f"; stage {s + 1} waits most (busy {busy[s]:.0%}), and with a layer more it would "
+    if not memory.fits:
+        return told + f"lack {(memory.total - memory.capacity) / GIB:.1f} GiB"
+    seconds = setting.stage_time(stages[s], pipeline.micro_batch_size).total
+    if seconds > slowest:
+        return told + f"be the slowest ({format_seconds(seconds)})"
+    return told + f"take {format_seconds(seconds)}"
 
 
 def _give(pipeline: Pipeline, source: int, target: int, setting: Setting) -> str:

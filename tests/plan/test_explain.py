@@ -73,4 +73,17 @@ def test_equal_stages_are_even_work() -> None:
     chips = [f"here/a/{n}/0" for n in range(4)]
     plan = planned(setting, *(make_pipeline((chip, 0, 10), micro_batches=2) for chip in chips))
     (line,) = explain(plan, setting)
-    assert "4 of 4 stages are as slow, so the work is even" in line
+    assert line.endswith("all stages are as slow: the work is even")
+
+
+def test_it_says_why_the_stage_that_waits_most_takes_no_more() -> None:
+    """The head alone on a slow chip: it has room, so the cut is not the best."""
+    setting = small()
+    plan = planned(
+        setting,
+        make_pipeline(("here/a/0/0", 0, 5), ("here/a/1/0", 5, 9), ("here/b/0/0", 9, 10),
+                      micro_batches=8),
+    )  # fmt: skip
+    line = explain(plan, setting)[-1]
+    assert "2 of 3 stages are as slow; stage 3 waits most (busy " in line
+    assert line.endswith("and with a layer more it would take 8.2 ms")
