@@ -178,6 +178,15 @@ COMMAND_LINE = {
     "predict": ["--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
     "profile": ["--cluster", "--json", "--out", "job"],
+    "replan": [
+        "--gained",
+        "--json",
+        "--lasting-steps",
+        "--lost",
+        "--out",
+        "--slower",
+        "plan",
+    ],
     "report": ["--json", "folder"],
     "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
 }
