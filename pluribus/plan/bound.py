@@ -61,8 +61,7 @@ class Bound:
     def too_short(self, deadline: float) -> bool:
         """Whether it is proven that no plan ends by a deadline."""
         generator = self.generator
-        mix = generator.mix(deadline)
-        worth = np.maximum(mix.chip_values, 1e-3 * deadline * generator.speeds)
+        worth = generator.chip_prices(deadline)
         total = float(worth @ generator.available)
         chip_prices = worth * (generator.batch * (1 - _SAFE) / total)
         for size in generator.pricers:

@@ -10,15 +10,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from pluribus.plan.columns import Column, StageChoice, StageKind, Team
 from pluribus.plan.generate import Generator
+from pluribus.plan.master import least_money
+from pluribus.plan.prices import Array
 from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team
 from pluribus.plan.shapes import Candidate, ShapeFinder
+from pluribus.plan.split import even_split
 from pluribus.plan.sums import team_seconds
 from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
+_CELLS = (4, 8, 16)  # of equally many layers, whose borders no stage of a mix crosses
+_SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools whose every order along a pipeline is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 
@@ -36,6 +43,38 @@ def teams(
     for team in _proposals(generator, finder, deadline, able):
         found.setdefault(team)
     return sorted(found, key=lambda team: estimate(generator, team))
+
+
+def cheap_teams(generator: Generator, deadline: float, limit: float | None) -> list[Team]:
+    """Teams of little money, cheapest first by their estimate.
+
+    Args:
+        deadline: the step of the best mix of fractions.
+        limit: seconds a step may take; None for any.
+    """
+    columns = generator.columns
+    chips = generator.chips_of(columns)
+    hourly = hourly_price(generator) @ chips
+    steps = deadline * np.geomspace(1.0, _SLOWEST, _PATIENCE)
+    if limit is not None:
+        steps = np.append(steps[steps < limit], limit * np.array([0.94, 0.98, 0.995, 1.0]))
+    found: dict[Team, float] = {}
+    for seconds in steps:
+        values = generator.delivered(columns, float(seconds))
+        mix = least_money(hourly, values, chips, generator.available, generator.batch, whole=True)
+        if mix is None:
+            continue
+        uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
+        team = deal(generator, uses)
+        if team is not None:
+            found[team] = mix.total * estimate(generator, team)
+    return sorted(found, key=found.__getitem__)
+
+
+def hourly_price(generator: Generator) -> Array:
+    """[pools] money of one chip for an hour."""
+    prices = [generator.setting.pool(pool).price_per_chip_hour for pool in generator.pools]
+    return np.array(prices)
 
 
 def estimate(generator: Generator, team: Team) -> float:
@@ -58,7 +97,21 @@ def _proposals(
     rows = [(team, seconds_of(generator, team)) for c in generator.columns
             if (team := repeated(generator, c)) is not None]  # fmt: skip
     yield from (team for team, _ in sorted(rows, key=lambda row: row[1])[:_REPEATED])
+    yield from _nested(generator, deadline)
     yield from _grouped(generator, finder, able)
+
+
+def _nested(generator: Generator, deadline: float) -> Iterator[Team]:
+    """Mixes whose stages keep to common cells of layers."""
+    layers = len(generator.setting.model.layers)
+    for cells in _CELLS:
+        if 2 * cells <= layers:
+            borders = [end for _, end in even_split(layers, cells)[:-1]]
+            inner, least = generator.within(borders, deadline)
+            if np.isfinite(least):
+                team = whole_team(inner, least)
+                if team is not None:
+                    yield team
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:

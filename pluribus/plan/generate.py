@@ -39,12 +39,15 @@ class Generator:
         pools: addresses of the pools whose chips may be used.
         available: [pools] chips of each.
         columns: found so far, in order of finding.
+        borders: between layers, that no stage crosses.
     """
 
     setting: Setting
     pools: tuple[str, ...]
     available: Array
     columns: list[Column] = field(default_factory=list)
+    borders: tuple[int, ...] = ()
+    grids: dict[int, Array] = field(default_factory=dict)
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _matrices: dict[tuple, Array] = field(default_factory=dict)
@@ -67,7 +70,8 @@ class Generator:
 
     @cached_property
     def runs(self) -> Runs:
-        return Runs.of(self.setting)
+        runs = Runs.of(self.setting)
+        return runs.within(self.borders) if self.borders else runs
 
     @cached_property
     def kinds(self) -> tuple[StageKind, ...]:
@@ -129,7 +133,8 @@ class Generator:
         # A later stage is through with its passes before the first one is.
         early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
         tail = float((tails[rows, runs] - early).max())
-        return Pace(column, forward, backward, hops, tail)
+        limit = self.batch // column.micro_batch_size
+        return Pace(column, forward, backward, hops, tail, limit)
 
     @cached_property
     def _row(self) -> dict[StageKind, int]:
@@ -155,7 +160,8 @@ class Generator:
     def deadline(self, low: float, columns: Sequence[Column] | None = None) -> float:
         """The least step in which a mix of the known columns delivers the global batch."""
         high = low
-        while self.mix(high, columns).total < self.batch:
+        # Of sizes that do not divide the batch, whole micro-batches may never reach it.
+        while self.mix(high, columns).total < self.batch and high < 1e4 * self.ideal_seconds:
             low, high = high, high * 1.25
         while high - low > 1e-4 * high:
             middle = (low + high) / 2
@@ -175,22 +181,18 @@ class Generator:
         if not self.speeds.any():
             return np.inf
         deadline = self.ideal_seconds * 1.2
-        grids: dict[int, Array] = {}
         chip_prices = deadline * self.speeds * 0.85
-        self.price(deadline, chip_prices, grids)
+        self.price(deadline, chip_prices)
         while not self.columns:
             deadline *= 4
-            grids.clear()
+            self.grids.clear()
             if deadline > 1e6 * self.ideal_seconds:
                 return np.inf
-            self.price(deadline, deadline * self.speeds * 0.85, grids)
+            self.price(deadline, deadline * self.speeds * 0.85)
         before = self.deadline(self.ideal_seconds)
         estimated = False
         for _ in range(_ROUNDS):
-            mix = self.mix(before)
-            # Where the last few chips of a pool are worth nothing, others may still be tempted.
-            floor = 1e-3 * before * self.speeds
-            self.price(before, np.maximum(mix.chip_values, floor), grids)
+            self.price(before, self.chip_prices(before))
             now = self.deadline(self.ideal_seconds)
             settled = now > before * (1 - _SETTLED)
             before = now
@@ -204,12 +206,35 @@ class Generator:
                 estimated = True
         return before
 
-    def price(self, deadline: float, chip_prices: Array, grids: dict[int, Array]) -> None:
+    def chip_prices(self, deadline: float) -> Array:
+        """[pools] what one more chip adds to the best mix. Chips that are left over are worth next
+        to nothing, not nothing: a plan may still find a use for them."""
+        floor = 1e-3 * deadline * self.speeds
+        return np.maximum(self.mix(deadline).chip_values, floor)
+
+    def within(self, borders: Sequence[int], deadline: float) -> tuple[Generator, float]:
+        """Columns none of whose stages crosses a border, at this one's prices, and their step.
+
+        Unlike pipelines of such columns sum gradients cell by cell, side by side.
+        """
+        inner = Generator(self.setting, self.pools, self.available, borders=tuple(borders))
+        inner.grids = dict(self.grids)
+        prices = self.chip_prices(deadline)
+        for size, pricer in inner.pricers.items():
+            inner.pricers[size] = replace(pricer, tails=pricer.prices.update)
+        inner.price(deadline, prices)
+        if not inner.columns:
+            return inner, np.inf
+        after = inner.deadline(deadline)
+        inner.price(after, inner.chip_prices(after))
+        return inner, inner.deadline(deadline)
+
+    def price(self, deadline: float, chip_prices: Array) -> None:
         """Adds pipelines worth using at these prices of chips."""
         worth = chip_prices @ self.available
         chip_prices = chip_prices * (self.batch / max(worth, 1e-30))
         for size, pricer in self.pricers.items():
-            caps = grids.get(size)
+            caps = self.grids.get(size)
             if caps is None:
                 caps = _coarse(pricer, deadline)
             found: list[tuple[float, float]] = []
@@ -225,7 +250,7 @@ class Generator:
                         found.append((ratio, cap))
                         if ratio > _KEEP or not self.columns:
                             self.add(one)
-            grids[size] = _finer(caps, found)
+            self.grids[size] = _finer(caps, found)
 
     def add(self, column: Column) -> None:
         """Makes a column known."""

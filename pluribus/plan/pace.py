@@ -72,6 +72,7 @@ class Pace:
         hops: [S − 1] seconds of a message and its answer.
         tail: seconds between the first stage's last pass and the end of the step: its gradient
             sums and update, or those of a later stage where they take longer.
+        limit: micro-batches in the global batch; no step has more.
     """
 
     column: Column
@@ -79,11 +80,12 @@ class Pace:
     backward: Array
     hops: Array
     tail: float
+    limit: int
 
     @cached_property
     def ends(self) -> Array:
         """Seconds of a step with 1, 2, … micro-batches, as far as `most` was asked."""
-        return self._ends(64)
+        return self._ends(min(64, self.limit))
 
     def _ends(self, count: int) -> Array:
         ends = step_bounds(self.forward, self.backward, self.hops, range(1, count + 1))
@@ -92,15 +94,17 @@ class Pace:
     def most(self, seconds: float) -> int:
         """Micro-batches that end within so many seconds."""
         ends = self.ends
-        while ends[-1] <= seconds:
-            ends = self._ends(2 * len(ends))
+        while ends[-1] <= seconds and len(ends) < self.limit:
+            ends = self._ends(min(2 * len(ends), self.limit))
             self.__dict__["ends"] = ends
         return int(np.searchsorted(ends, seconds, side="right"))
 
     def seconds(self, micro_batches: int) -> float:
         """Of a step with so many micro-batches."""
         if micro_batches > len(self.ends):
-            self.__dict__["ends"] = self._ends(2 * micro_batches)
+            self.__dict__["ends"] = self._ends(
+                max(micro_batches, min(2 * micro_batches, self.limit))
+            )
         return float(self.ends[micro_batches - 1])
 
     @property

@@ -34,7 +34,9 @@ def whole_team(
             team = deal(generator, uses)
             if team is not None:
                 return team
-        missing = 1 - (mix.total if mix else 0.0) / generator.batch
+        if mix is None or not mix.total:
+            return None
+        missing = 1 - mix.total / generator.batch
         deadline *= 1 + max(_FIRST, 0.6 * min(missing, 1.0))
     return None
 
@@ -58,6 +60,8 @@ def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
 
     low = min(pace.seconds(1) for pace in paces.values())
     high = max(low, generator.ideal_seconds)
+    if sum(n * c.micro_batch_size * paces[c].limit for c, n in uses.items()) < batch:
+        return None
     while delivered(high) < batch:
         low, high = high, 2 * high
     while high - low > 1e-9 * high:

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from pluribus.plan.bound import Bound
-from pluribus.plan.candidates import column_of, estimate, teams
+from pluribus.plan.candidates import cheap_teams, column_of, estimate, teams
 from pluribus.plan.columns import PipelineClass, Team
 from pluribus.plan.describe import name_of, reason_against
 from pluribus.plan.explain import explain
@@ -34,6 +34,7 @@ from pluribus.plan.score import (
 from pluribus.plan.shapes import ShapeFinder
 from pluribus.plan.share import deal_evenly
 from pluribus.predict.setting import Setting
+from pluribus.spec.job import Deadline
 from pluribus.spec.plan import Plan
 from pluribus.spec.prediction import Alternative
 
@@ -168,7 +169,15 @@ class Search:
             return singles
         able = [pool for pool, items in self._singles.items() if items]
         found = teams(self.generator, self.finder, deadline, able)
-        scored = score_all(_most_promising(found), self.setting)
+        found = _most_promising(found)
+        objective = self.setting.job.plan.objective
+        if objective != "time":
+            limit = None
+            if isinstance(objective, Deadline):
+                limit = objective.seconds / self.setting.job.train.num_steps
+            cheap = cheap_teams(self.generator, deadline, limit)
+            found = [*_most_promising(cheap), *found]
+        scored = score_all(found, self.setting)
         return sorted([*scored, *singles], key=lambda item: item.seconds)
 
     def _even(self, scored: Sequence[Scored]) -> Scored | None:
