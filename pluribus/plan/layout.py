@@ -153,6 +153,9 @@ def layouts(fragments: Fragments) -> Iterator[Layout]:
 
 
 def _regular(fragments: Fragments, sizes: Sequence[int]) -> Iterator[Layout]:
+    if len(fragments.nodes) == 1 or fragments.pool.chips_per_node == 1:
+        yield _grouped(fragments, 1, True, False)  # nothing to choose: all near, or all far
+        return
     widths: set[tuple[int, ...]] = set()
     for chips in range(1, fragments.pool.chips_per_node + 1):
         width = tuple(max(1, chips // size) for size in sizes)

@@ -19,6 +19,7 @@ from pluribus.plan.columns import PipelineClass, Team
 from pluribus.plan.describe import name_of, reason_against
 from pluribus.plan.explain import explain
 from pluribus.plan.generate import Generator
+from pluribus.plan.improve import Improver, rank
 from pluribus.plan.refusal import no_arithmetic, refusal
 from pluribus.plan.rounding import deal
 from pluribus.plan.score import (
@@ -42,6 +43,8 @@ _SCORE = 20  # teams that go through the exact timeline
 _SCORE_PASSES = 30_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
 _SCORE_LEAST = 3
 _EVEN = 6  # of the fastest plans that use every pool, cut evenly
+_TRIES_ALONE = 60  # single steps timed for a pool by itself
+_IMPROVE = 2  # ways to use the pools from which single steps are tried
 _SHOW = 8  # rows of the table of alternatives
 
 
@@ -81,6 +84,7 @@ class Search:
         scored = self._scored
         if not scored:
             raise refusal(self.finder, self.pools)
+        scored = [*self._improved, *scored]
         alone = {pool: items[0].tokens_per_s if items else 0.0 for pool, items in
                  self._singles.items()}  # fmt: skip
         scored = [with_alone(item, alone) for item in scored]
@@ -107,6 +111,16 @@ class Search:
             explanation=(*self._explain(chosen), *explain(plan, self.setting)),
             lower_bound_seconds=self._bound(chosen),
         )
+
+    @cached_property
+    def _improved(self) -> list[Scored]:
+        """The best plan of each of the best ways to use the pools, where small, after every
+        single step that helps."""
+        key = rank(self.setting, robust=self.robust)
+        improver = Improver(self.setting, self.pools, key)
+        starts = one_of_each_way(sorted(self._scored, key=key))[:_IMPROVE]
+        found = [improver.improved(item) for item in starts]
+        return [item for item, start in zip(found, starts, strict=True) if item is not start]
 
     def _bound(self, chosen: Scored) -> float | None:
         """A step no plan goes below, where time is the objective."""
@@ -152,7 +166,12 @@ class Search:
                     if team is not None:
                         found.append(team)
         found.sort(key=lambda team: estimate(generator, team))
-        return score_all(_most_promising(found), self.setting)
+        scored = score_all(_most_promising(found), self.setting)
+        if scored:
+            quickest = Improver(self.setting, (pool,), lambda item: (item.seconds,))
+            better = quickest.improved(scored[0], _TRIES_ALONE)
+            scored = scored if better is scored[0] else [better, *scored]
+        return scored
 
     @cached_property
     def _deadline(self) -> float:

@@ -71,7 +71,7 @@ def random_settings(draw: st.DrawFn) -> Setting:
     return make_setting(pools, make(blocks, hidden), job, links)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(random_settings())
 def test_whatever_is_planned_obeys_the_laws(setting: Setting) -> None:
     try:
