@@ -82,6 +82,11 @@ def print_plan(plan: Plan) -> None:
     )
     if alone:
         console.print(f"alone, in tokens/s: {alone}")
+    if plan.node_values and prediction is not None:
+        values = ", ".join(
+            f"{pool} −{seconds / step.mid:.1%}" for pool, seconds in plan.node_values.items()
+        )
+        console.print(f"one more node would change the step by about: {values}")
     _print_breakdown(plan)
     _print_alternatives(plan)
     for line in plan.explanation:

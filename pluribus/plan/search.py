@@ -105,7 +105,22 @@ class Search:
             alternatives=tuple(rows),
             explanation=tuple(self._explain(chosen)),
             lower_bound_seconds=self._bound(chosen),
+            node_values=self._node_values(),
         )
+
+    def _node_values(self) -> dict[str, float]:
+        """Per pool, seconds of a step that one more node would save."""
+        generator, deadline = self.generator, self._deadline
+        if not np.isfinite(deadline):
+            return {}
+        mix = generator.mix(deadline)
+        rates = [column.micro_batch_size / generator.pace(column).each for column in
+                 generator.columns]  # fmt: skip
+        rate = float(mix.uses @ np.array(rates))  # sequences that one second more delivers
+        return {
+            pool: float(value) * self.setting.pool(pool).chips_per_node / rate
+            for pool, value in zip(self.pools, mix.chip_values, strict=True)
+        }
 
     def _bound(self, chosen: Scored) -> float | None:
         """A step no plan goes below, where time is the objective."""

@@ -159,6 +159,8 @@ class Plan:
         explanation: one line per thing the planner wants the user to know.
         lower_bound_seconds: a step proven to be out of reach of every plan of the search's space,
             by the same predictor; None where nothing was proven.
+        node_values: per pool, about how many seconds of a step one more node would save, from the
+            dual values of the master problem.
     """
 
     pipelines: tuple[Pipeline, ...]
@@ -173,6 +175,7 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
     explanation: tuple[str, ...] = ()
     lower_bound_seconds: float | None = None
+    node_values: dict[str, float] = field(default_factory=dict)
     version: int = field(default=PLAN_VERSION)
 
     def __post_init__(self) -> None:
@@ -209,7 +212,7 @@ class Plan:
     def digest(self) -> str:
         bare = replace(
             self, directory=".", profile=None, prediction=None, alternatives=(), explanation=(),
-            lower_bound_seconds=None,
+            lower_bound_seconds=None, node_values={},
         )  # fmt: skip
         return digest(to_table(bare))
 
