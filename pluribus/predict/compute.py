@@ -140,10 +140,11 @@ def layer_work(
     precision = precision if in_blocks or precision != "fp8" else "bf16"
     forward, backward, weights = Work(), Work(), 0.0
     element = max(2, DTYPE_BYTES[precision])
+    passes = software.eager_passes if getattr(layer, "norm", None) == "rms" else 1.0
     for operator in layer.operators(
         micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=element
     ):
-        ahead, back, weight = operator_work(operator, chip, precision, software)
+        ahead, back, weight = operator_work(operator, chip, precision, software, passes)
         forward, backward, weights = forward + ahead, backward + back, weights + weight
     return forward, backward, weights
 

@@ -120,9 +120,11 @@ class Terms:
             if forward + backward > slot:
                 slot, weight, last_backward = forward + backward, weights, backward
         messages = 2 * message * layout.virtual_stages if stages > 1 else 0.0
+        hidden = layout.schedule == "interleaved" and software.overlap_messages
         steady = layout.micro_batches * (
-            slot + messages + software.micro_batch_s * calibration.host
-        )
+            slot + messages * (NEVER_HIDDEN if hidden else 1)
+            + software.micro_batch_s * calibration.host
+        )  # fmt: skip
         # What the pipeline takes to fill and drain, beyond its slowest stage's own work.
         fill = total - slot + (stages - 1) * messages
         match layout.schedule:
@@ -156,13 +158,23 @@ def regular_terms(
     """
     degrees = (layout.tp, layout.cp, layout.ep)
     parts: dict[str, Part] = {}
+    rate = pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
 
     def part(layer: Layer) -> Part:
         if layer.signature not in parts:
             shape = (layout.micro_batch, sequence_length, *degrees)
             forward, backward, weight = layer_work(layer, pool.chip, shape, precision, software)
-            talk = _layer_talk(layer, pool, layout, sequence_length)
+            talk = _layer_talk(layer, pool, layout, sequence_length, software)
             block = layer.kind in ("dense", "moe")
+            if layout.cp > 1:
+                extra = software.ring_attention - 1
+                forward += Work(attention=forward.attention * extra)
+                backward += Work(attention=backward.attention * extra)
+            if software.frozen:
+                backward, weight = backward + Work(matmul=-weight), 0.0
+            else:
+                summed = layer.parameters_per_rank(tp=layout.tp, ep=layout.ep)
+                backward += Work(memory=summed * software.accumulate_bytes / rate)
             parts[layer.signature] = Part(forward + talk, backward + talk, weight, block)
         return parts[layer.signature]
 
@@ -186,7 +198,7 @@ def regular_terms(
     replicas = layout.dp * layout.cp
     inner = layout.tp
     sync = gather = Work()
-    if replicas > 1:
+    if replicas > 1 and not software.frozen:
         grads = synced * software.gradient_sync_bytes
         if layout.zero >= 3:
             op = "all_gather"
@@ -197,8 +209,7 @@ def regular_terms(
             sync += _talk("all_gather", synced * 2, replicas, inner, pool)
         else:
             sync = _talk("all_reduce", grads, replicas, inner, pool)
-    owned = local / (replicas if layout.zero else 1)
-    rate = pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+    owned = 0.0 if software.frozen else local / (replicas if layout.zero else 1)
     hidden = layout.micro_batch * sequence_length * model.hidden_size * 2 / layout.cp
     reach = layout.tp * layout.cp * layout.dp
     message = _talk("send", hidden / layout.tp, 2, reach, pool) if layout.pp > 1 else Work()
@@ -237,14 +248,18 @@ def regular_interval(terms: Terms, calibration: Calibration = IDENTITY) -> Inter
     return Interval(mid=mid, low=mid / (1 + spread), high=mid * (1 + spread))
 
 
-def _layer_talk(layer: Layer, pool: Pool, layout: Layout, sequence_length: int) -> Work:
+def _layer_talk(
+    layer: Layer, pool: Pool, layout: Layout, sequence_length: int, software: Software
+) -> Work:
     """Collectives of one direction of one layer: tensor-parallel sums (Shoeybi et al. 2019),
     experts' all-to-alls, and keys and values passed around context-parallel ranks."""
     hidden = layer.output_bytes(layout.micro_batch, sequence_length) / layout.cp
     talk = Work()
     block = layer.kind in ("dense", "moe")
     if layout.tp > 1:
-        talk += _talk("all_reduce", hidden, layout.tp, 1, pool) * (2 if block else 1)
+        talk += _talk("all_reduce", hidden, layout.tp, 1, pool) * (
+            (2 if block else 1) * (1 - software.overlap_tensor)
+        )
     if layout.cp > 1 and block:
         # Keys and values of the whole sequence; passing them is half hidden by attention.
         heads = layer.attention
@@ -253,7 +268,8 @@ def _layer_talk(layer: Layer, pool: Pool, layout: Layout, sequence_length: int) 
         talk += _talk("all_gather", gathered, layout.cp, layout.tp, pool) * 0.5
     if layout.ep > 1 and layer.kind == "moe":
         pairs = hidden * layer.feed_forward.top_k / layout.tp
-        talk += _talk("all_to_all", pairs, layout.ep, layout.tp, pool) * 2
+        # Experts are whole, so their group runs over tensor-parallel neighbours first.
+        talk += _talk("all_to_all", pairs, layout.ep, 1, pool) * 2
     return talk
 
 
