@@ -34,7 +34,7 @@ class Software:
         frozen: whether adapters alone are trained (LoRA): no weight gradients, no sums.
         host_s: seconds the host takes to launch the forward of one layer: a small layer cannot
             take less.
-        host_talk_s: what (tp − 1)² tensor-parallel ranks add to it, as they wait for the
+        host_talk_s: what each further tensor-parallel rank adds to it, as they wait for the
             slowest host.
         host_backward: the same of the backward, as a multiple of the forward's.
         micro_batch_s: seconds of each micro-batch outside layers.
@@ -68,18 +68,18 @@ PLURIBUS = Software()
 # vTrain's single-node runs (2 to 8 A100), the only ones small enough to show them.
 MEGATRON_2021 = Software(
     flash_attention=False, sequence_parallel=False, gradient_sync_bytes=2, weight_bytes=2,
-    optimizer_bytes=12, selective_again=0.15, host_s=1.0e-3, host_talk_s=1.1e-5,
-    host_backward=0.55, micro_batch_s=5e-3, step_s=1e-3,
+    optimizer_bytes=12, selective_again=0.15, host_s=1.0e-3, host_talk_s=4.5e-5,
+    host_backward=0.92, micro_batch_s=3.3e-3, step_s=2.4e-4,
 )  # fmt: skip
 # The same design since 2023; its host times are a guess, half of the above.
 MEGATRON = Software(
     overlap_gradients=True, weight_bytes=2, optimizer_bytes=12, fused_gate=True,
     overlap_messages=True,
-    host_s=5e-4, host_backward=0.55, micro_batch_s=2e-3, step_s=1e-3,
+    host_s=5e-4, host_backward=0.92, micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip
 # Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use.
 FSDP = Software(
     overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
-    accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.55,
+    accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
     micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip
