@@ -138,10 +138,9 @@ def _from_others(rows: Sequence[Row], terms: Sequence[Terms], group: str, seed: 
         runs += [MeasuredRun(terms[i].seconds, rows[i].seconds) for i in chosen]
     if not runs:
         return IDENTITY
-    # Sources differ more than runs of one source do.
+    # The cluster differs from the others in what all of them differ: as much as from none.
     found = calibrate(runs)
-    errors = sorted(abs(math.log(run.predict(found) / run.seconds)) for run in runs)
-    return replace(found, spread=math.expm1(errors[int(0.8 * (len(errors) - 1))]))
+    return replace(found, covariance=None, runs=0)
 
 
 def summarise(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

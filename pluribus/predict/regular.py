@@ -17,9 +17,10 @@ from pluribus.hardware.cluster import Pool
 from pluribus.model.layer import Layer
 from pluribus.model.model import Model
 from pluribus.predict.algorithms import GroupShape
+from pluribus.predict.calibrate import interval
 from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.collectives import collective_seconds
-from pluribus.predict.compute import ROOFLINE_SPREAD, layer_work
+from pluribus.predict.compute import layer_work
 from pluribus.predict.link_classes import links_of
 from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work
 from pluribus.predict.software import PLURIBUS, Software
@@ -255,9 +256,7 @@ def stage_layers(model: Model, layout: Layout) -> list[Sequence[Layer]]:
 
 def regular_interval(terms: Terms, calibration: Calibration = IDENTITY) -> Interval:
     """Seconds of one step with the range the truth is expected in."""
-    mid = terms.seconds(calibration)
-    spread = calibration.spread or ROOFLINE_SPREAD
-    return Interval(mid=mid, low=mid / (1 + spread), high=mid * (1 + spread))
+    return interval(terms.seconds, calibration)
 
 
 def _layer_talk(
