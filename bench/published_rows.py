@@ -14,7 +14,13 @@ from pluribus.hardware.chip import Chip
 from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
 from pluribus.predict.regular import Layout
-from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, Software
+from pluribus.predict.software import (
+    FSDP,
+    MEGATRON,
+    MEGATRON_2021,
+    MEGATRON_BRIDGE,
+    Software,
+)
 
 # Public configs of models whose rows give no sizes (their config.json on Hugging Face).
 _DEEPSEEK_V3 = {
@@ -160,7 +166,7 @@ def parse_row(row: Mapping[str, str]) -> Row:
         layout=layout,
         sequence_length=sequence,
         precision=precision,
-        software=_software(row),
+        software=_software(row, precision),
         seconds=None if out else _number(row, "iter_time_s"),
         memory_gb=float("inf") if out else _number(row, "peak_mem_gb"),
         flags=tuple(flags),
@@ -269,29 +275,49 @@ def _chip(gpu: str) -> Chip:
     return replace(chip, **changes) if changes else chip
 
 
-def _software(row: Mapping[str, str]) -> Software:
-    """The generation of training program a source used, by its date or name.
+# Conferences name the year a paper appeared in; its runs are about this much older.
+_BEFORE_CONFERENCE = 0.7
 
-    Zero Bubble's peak memory shows the scores: it ran without flash attention in 2023.
-    """
+# Forks of the Megatron of 2021, whenever their runs were published.
+_FORKS_OF_2021 = r"vtrain|bigscience|bloom|mt-nlg"
+
+
+def _date(source: str) -> float | None:
+    """The year of a source's runs, with its fraction."""
+    if found := re.search(r"arXiv:(\d\d)(\d\d)\.", source):
+        return 2000 + int(found[1]) + int(found[2]) / 12
+    if found := re.search(r"\((20[12]\d)\b", source):
+        return float(found[1])
+    if found := re.search(r"\b(?:SC|ICLR|ICML|NeurIPS|MICRO|NSDI|OSDI|MLSys)'?(\d\d)\b", source):
+        return 2000 + int(found[1]) - _BEFORE_CONFERENCE
+    return None
+
+
+def _software(row: Mapping[str, str], precision: str) -> Software:
+    """The training program of a row, by the facts it gives: its date, whether a micro-batch's
+    parameters are divided (ZeRO-3), and what its note says is switched on."""
     source = f"{row.get('source')} {row.get('model')}"
-    dated = re.search(r"arXiv:(\d{4})\.", source)
-    before_flash = dated is not None and int(dated[1]) < 2206
-    named = re.search(r"\(202[0-2]|vtrain|bigscience|mt-nlg|zero bubble", source, re.I)
-    if before_flash or named:
-        divided = "sequence-parallel" in (row.get("recompute") or "")
-        return replace(MEGATRON_2021, sequence_parallel=divided)
-    told = " ".join(row.get(k) or "" for k in ("table", "model", "note"))
-    program = MEGATRON
-    if re.search(r"megatron-bridge|nemo", f"{source} {told}", re.I):
-        # Its recipes overlap tensor-parallel sums with matrix products.
-        program = replace(MEGATRON, overlap_tensor=0.6)
+    told = " ".join(row.get(k) or "" for k in ("source", "table", "model", "note", "recompute"))
+    date = _date(source)
+    if re.search(_FORKS_OF_2021, source, re.I) or (date is not None and date < 2022.5):
+        divided = bool(re.search(r"sequence-parallel", told, re.I))
+        program = replace(MEGATRON_2021, sequence_parallel=divided)
+        if precision == "bf16":
+            # Megatron sums bf16 gradients in fp32.
+            program = replace(program, gradient_sync_bytes=4, accumulate_bytes=10)
+        return program
+    if re.search(r"megatron-bridge|nemo", told, re.I):
+        program = MEGATRON_BRIDGE
     elif (_whole(row, "zero") or 0) >= 3:
-        program = FSDP
-        if re.search(r"compile", told, re.I):
-            program = replace(program, eager_passes=1.0)
+        compiled = re.search(r"compile", told, re.I)
+        program = replace(FSDP, eager_passes=1.0) if compiled else FSDP
+    else:
+        # Until 2024 flash attention had to be asked for.
+        program = replace(MEGATRON, flash_attention=date is None or date >= 2024)
     if re.search(r"\blora\b", told, re.I):
         program = replace(program, frozen=True)
     if re.search(r"async.?tp", told, re.I):
         program = replace(program, overlap_tensor=0.3)
+    if re.search(r"overlap-grad-reduce|dp comm(unication)? overlap", told, re.I):
+        program = replace(program, overlap_gradients=True)
     return program

@@ -104,7 +104,9 @@ def operator_work(
         wide = "bf16" if precision == "fp8" else precision
         if software.flash_attention:
             share = FLASH_PEAK * operator.n / (operator.n + FLASH_HALF)
-            once = operator.flops / (chip.matmul_flops(wide) * share * constants.kept(wide)) + launch
+            once = (
+                operator.flops / (chip.matmul_flops(wide) * share * constants.kept(wide)) + launch
+            )
             return Work(attention=once), Work(attention=once * FLASH_BACKWARD), 0.0
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
         scores = gemm_seconds(m, n, k, count, chip, wide)

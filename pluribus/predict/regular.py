@@ -29,8 +29,9 @@ from pluribus.spec.prediction import Interval
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv"]
 
 # Bytes one update moves per parameter: fp32 gradient read for the norm and again for the
-# update, master weight and both moments read and written, the 16-bit copy written.
-UPDATE_BYTES = 34
+# update, master weight and both moments read and written, the 16-bit copy written, and the
+# gradient cleared.
+UPDATE_BYTES = 38
 
 # Share of a collective that an overlapping program still waits for; a typical figure.
 NEVER_HIDDEN = 0.1
@@ -206,23 +207,29 @@ def regular_terms(
         sum(layer.parameters_per_rank(tp=layout.tp, ep=layout.ep) for layer in layers)
         for layers in stage_layers(model, layout)
     )
-    # Experts are summed over dp / ep replicas only; the rest over all.
-    synced = local if layout.ep > 1 else parameters
     replicas = layout.dp * layout.cp
-    inner = layout.tp
+    # Experts are summed over, and their update is shared by, the dp / ep replicas that hold
+    # them; the rest by all.
+    experts = (parameters - local) / (layout.ep - 1) if layout.ep > 1 else 0.0
     sync = gather = Work()
-    if replicas > 1 and not software.frozen:
-        grads = synced * software.gradient_sync_bytes
-        if layout.zero >= 3:
-            op = "all_gather"
-            gather = _talk(op, synced * 2, replicas, inner, pool) * 2
-            sync = _talk("reduce_scatter", grads, replicas, inner, pool)
-        elif layout.zero:
-            sync = _talk("reduce_scatter", grads, replicas, inner, pool)
-            sync += _talk("all_gather", synced * 2, replicas, inner, pool)
-        else:
-            sync = _talk("all_reduce", grads, replicas, inner, pool)
-    owned = 0.0 if software.frozen else local / (replicas if layout.zero else 1)
+    owned = 0.0
+    if not software.frozen:
+        for held, members, inner in (
+            (local - experts, replicas, layout.tp),
+            (experts, max(1, replicas // layout.ep), layout.tp * layout.ep),
+        ):
+            owned += held / (members if layout.zero else 1)
+            grads = held * software.gradient_sync_bytes
+            if not held or members == 1:
+                continue
+            if layout.zero >= 3:
+                gather += _talk("all_gather", held * 2, members, inner, pool) * 2
+                sync += _talk("reduce_scatter", grads, members, inner, pool)
+            elif layout.zero:
+                sync += _talk("reduce_scatter", grads, members, inner, pool)
+                sync += _talk("all_gather", held * 2, members, inner, pool)
+            else:
+                sync += _talk("all_reduce", grads, members, inner, pool)
     hidden = layout.micro_batch * sequence_length * model.hidden_size * 2 / layout.cp
     reach = layout.tp * layout.cp * layout.dp
     message = _talk("send", hidden / layout.tp, 2, reach, pool) if layout.pp > 1 else Work()
@@ -268,9 +275,11 @@ def _layer_talk(
     talk = Work()
     block = layer.kind in ("dense", "moe")
     if layout.tp > 1:
-        talk += _talk("all_reduce", hidden, layout.tp, 1, pool) * (
-            (2 if block else 1) * (1 - software.overlap_tensor)
-        )
+        # Tokens divided between the regions are gathered before and scattered after each
+        # (Korthikanti et al. 2022, arXiv 2205.05198, §4.2.2): as many bytes, no sum in a switch.
+        ops = ("all_gather", "reduce_scatter") if software.sequence_parallel else ("all_reduce",)
+        once = functools.reduce(Work.__add__, (_talk(op, hidden, layout.tp, 1, pool) for op in ops))
+        talk += once * ((2 if block else 1) * (1 - software.overlap_tensor))
     if layout.cp > 1 and block:
         # Keys and values of the whole sequence; passing them is half hidden by attention.
         heads = layer.attention
