@@ -24,6 +24,7 @@ from typing import Any
 
 from published_rows import Row, UnusableError, parse_row, read_rows
 
+from pluribus.core.errors import PluribusError
 from pluribus.core.units import GIB
 from pluribus.predict.calibrate import MeasuredRun, calibrate
 from pluribus.predict.calibration import IDENTITY, Calibration
@@ -80,7 +81,7 @@ def load(paths: Sequence[Path]) -> tuple[list[Row], Counter[str]]:
         for raw in read_rows(path):
             try:
                 rows.append(parse_row(raw))
-            except UnusableError as error:
+            except (UnusableError, PluribusError) as error:
                 skipped[f"{(raw.get('source') or '?')[:40]}: {error}"] += 1
     return rows, skipped
 
