@@ -181,7 +181,7 @@ def _ranking(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> dict[str
         sweeps[*key, row.layout.num_chips, row.precision, record["draw"]].append(record)
     taus, regrets = [], []
     for sweep in sweeps.values():
-        if len(sweep) >= 5:
+        if len({rows[record["row"]].layout for record in sweep}) >= 5:
             pairs = [(a["predicted"] - b["predicted"]) * (a["measured"] - b["measured"])
                      for i, a in enumerate(sweep) for b in sweep[:i]]  # fmt: skip
             taus.append(sum((p > 0) - (p < 0) for p in pairs) / len(pairs))

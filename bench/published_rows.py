@@ -310,7 +310,10 @@ def _chip(gpu: str) -> Chip:
     if not fits:
         raise UnusableError(f"unknown chip '{gpu}'")
     chip = min(fits, key=lambda fit: fit[:2])[2]
-    changes: dict[str, float] = {}
+    changes: dict[str, object] = {}
+    if re.search(r"\bDGX 2\b", text):
+        # Joined by a switch, where eight V100 elsewhere are a mesh.
+        changes["key"] = f"{chip.key}-nvswitch"
     if wanted and abs(wanted - chip.memory_gib) > 1:
         changes["memory_gib"] = wanted
     if found := re.search(r"([\d.]+)\s*TB/S", text):

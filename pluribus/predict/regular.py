@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pluribus.hardware.cluster import Pool
@@ -149,6 +149,12 @@ class Terms:
         return (steady + fill + sync + gather + update) * calibration.overhead
 
 
+def _without_weights(backward: Work, weight: float) -> Work:
+    """A backward that makes no weight gradients."""
+    kept = 1 - weight / max(weight, backward.matmul + backward.experts) if weight else 1.0
+    return replace(backward, matmul=backward.matmul * kept, experts=backward.experts * kept)
+
+
 def _either(chip: float, host: float) -> float:
     """Seconds of a layer that the host launches and the chip works on at the same time: the
     longer of both, and more where now one and now the other is behind."""
@@ -185,7 +191,7 @@ def regular_terms(
                 forward += Work(attention=forward.attention * extra)
                 backward += Work(attention=backward.attention * extra)
             if software.frozen:
-                backward, weight = backward + Work(matmul=-weight), 0.0
+                backward, weight = _without_weights(backward, weight), 0.0
             else:
                 summed = layer.parameters_per_rank(tp=layout.tp, ep=layout.ep)
                 backward += Work(memory=summed * software.accumulate_bytes / rate)
