@@ -144,7 +144,9 @@ class Terms:
         if software.overlap_gradients:
             sync = max(NEVER_HIDDEN * sync, sync - last_backward)
         gather = self.gather.seconds(calibration)
-        gather = max(NEVER_HIDDEN * gather, gather - slot) * layout.micro_batches
+        # A pipeline gathers once a step and keeps its stage whole until the end.
+        times = layout.micro_batches if stages == 1 else 1
+        gather = max(NEVER_HIDDEN * gather, gather - slot) * times
         update = self.update.seconds(calibration) + software.step_s * calibration.host
         return (steady + fill + sync + gather + update) * calibration.overhead
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.cluster import Pool
 from pluribus.model.feed_forward import DenseFeedForward
+from pluribus.model.head import Head
 from pluribus.model.layer import Layer
 from pluribus.model.model import Model
 from pluribus.predict.memory import ACCELERATOR_CONTEXT_BYTES, CONTEXT_BYTES, USABLE_SHARE
@@ -74,8 +75,12 @@ def _stage_memory(
     experts = (whole - held) / (1 - 1 / layout.ep) / layout.ep if layout.ep > 1 else 0.0
     replicas = layout.dp * layout.cp
 
+    # Between the micro-batches of a pipeline a stage keeps its weights and gradients whole: to
+    # gather and scatter them every time would cost more than all its messages.
+    whole_stage = layout.zero >= 3 and layout.pp > 1
+
     def sharded(num_bytes: float, from_zero: int) -> float:
-        if layout.zero < from_zero:
+        if layout.zero < from_zero or (whole_stage and from_zero == 2):
             return num_bytes * held
         return num_bytes * ((held - experts) / replicas + experts * layout.ep / replicas)
 
@@ -94,7 +99,9 @@ def _stage_memory(
     buffers = 0.0
     if layout.pp > 1:
         buffers = 4.0 * layout.micro_batch * sequence_length * model.hidden_size / layout.cp
-    if layout.zero >= 3:
+    if whole_stage:
+        buffers += 2 * held
+    elif layout.zero >= 3:
         # 16-bit weights of the layer in use and of the next.
         buffers += 2 * 2 * max(layer.parameters_per_rank(tp=layout.tp) for layer in layers)
     context = CONTEXT_BYTES.get(pool.chip.device, ACCELERATOR_CONTEXT_BYTES)
@@ -115,9 +122,13 @@ def _kept_bytes(layer: Layer, layout: Layout, sequence_length: int, software: So
         layout.micro_batch, sequence_length, tp=layout.tp, cp=layout.cp,
         sequence_parallel=software.sequence_parallel, recompute=_model_recompute(layout, software),
     )  # fmt: skip
+    tokens = layout.micro_batch * sequence_length / layout.cp
+    if isinstance(layer, Head):
+        return kept + tokens * layer.vocab_size / layout.tp * (software.logit_bytes - 8)
     if layer.kind not in ("dense", "moe") or layout.recompute == "full":
         return kept
-    tokens = layout.micro_batch * sequence_length / layout.cp
+    if layout.recompute == "selective":
+        kept *= software.selective_kept
     network = layer.feed_forward
     if software.fused_gate and layout.recompute == "none" and isinstance(network, DenseFeedForward):
         fused = network.activation == "gated"
