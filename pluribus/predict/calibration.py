@@ -16,7 +16,7 @@ PRIOR: Mapping[str, float] = MappingProxyType({
     "host": 0.3,
     "intra": 0.2,
     "inter": 0.3,
-    "overhead": 0.15,
+    "overhead": 0.1,
 })  # fmt: skip
 FACTORS = tuple(PRIOR)
 
