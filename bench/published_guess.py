@@ -49,7 +49,7 @@ def likely_layout(
     if "zero" in unknown:
         flags.append(f"no ZeRO stage given, taken as {chosen.zero}: the lowest that fits")
     if "micro_batch" in unknown:
-        how = "whose memory is nearest" if peak_gib else "quickest that fits"
+        how = "one whose memory is nearest" if peak_gib else "quickest that fits"
         flags.append(f"no micro-batch given, taken as the {how}")
     return chosen, flags
 

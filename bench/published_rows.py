@@ -45,7 +45,13 @@ _QWEN3_MOE = {
     "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32,
     "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936,
 }  # fmt: skip
+_GPT_OSS_120B = {
+    **_QWEN3_MOE, "hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64,
+    "moe_intermediate_size": 2880, "num_hidden_layers": 36, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "num_experts_per_tok": 4, "vocab_size": 201088,
+}  # fmt: skip
 _NAMED = {
+    r"gpt.?oss.?120b": _GPT_OSS_120B,
     r"deepseek.?v3": _DEEPSEEK_V3,
     r"mixtral.?8x7b": _MIXTRAL,
     r"qwen3.?30b": _QWEN3_MOE,
@@ -380,6 +386,7 @@ def _software(row: Mapping[str, str], precision: str) -> Software:
     if re.search(r"\blora\b", told, re.I):
         program = replace(program, frozen=True)
     if re.search(r"async.?tp", told, re.I):
+        # Read off torchtitan's two runs that differ by it alone.
         program = replace(program, overlap_tensor=0.3)
     if re.search(r"overlap-grad-reduce|dp comm(unication)? overlap", told, re.I):
         program = replace(program, overlap_gradients=True)

@@ -18,6 +18,12 @@ LAUNCH_SECONDS = 5e-6
 # H100 0.58 and 2,000; these are between the two.
 FLASH_PEAK = 0.55
 FLASH_HALF = 1200
+# Exponentials cost as much for narrow heads as for wide ones, on units that did not grow with the
+# matrix units. So heads of d reach d / (d + w) of what wide ones do, with w = FLASH_WIDTH × the
+# matmul rate of one compute unit: heads of 64 0.9 of those of 128 on A100 (Dao 2023, arXiv
+# 2307.08691, figure 5); on H100 it gives 0.82 where 0.65 is published (Shah et al. 2024, arXiv
+# 2407.08608, figure 5).
+FLASH_WIDTH = 5.4e-12
 # Backward of a flash kernel: five products where forward has two, at 0.86 of its rate (Dao 2023,
 # arXiv 2307.08691, figures 4 and 5).
 FLASH_BACKWARD = 2.9
@@ -101,9 +107,12 @@ def operator_work(
     rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
     if operator.kind in ("gemm", "grouped_gemm"):
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
-        once = gemm_seconds(m, n, k, count, chip, precision) / kept
-        data = gemm_seconds(m, k, n, count, chip, precision) / kept
-        weight = gemm_seconds(k, n, m, count, chip, precision) / kept
+        # Matrices that share their input are one product in effect; experts' follow one another,
+        # each with a last wave of its own.
+        times, count = (count, 1) if operator.kind == "grouped_gemm" else (1, count)
+        once = times * gemm_seconds(m, n, k, count, chip, precision) / kept
+        data = times * gemm_seconds(m, k, n, count, chip, precision) / kept
+        weight = times * gemm_seconds(k, n, m, count, chip, precision) / kept
         if operator.kind == "grouped_gemm":
             return Work(experts=once), Work(experts=data + weight), weight
         return Work(matmul=once), Work(matmul=data + weight), weight
@@ -112,6 +121,8 @@ def operator_work(
         wide = "bf16" if precision == "fp8" else precision
         if software.flash_attention:
             share = FLASH_PEAK * operator.n / (operator.n + FLASH_HALF)
+            width = FLASH_WIDTH * chip.matmul_flops(wide) / chip.compute_units
+            share *= min(1.0, operator.k / (operator.k + width) * (1 + width / 128))
             once = (
                 operator.flops / (chip.matmul_flops(wide) * share * constants.kept(wide)) + launch
             )

@@ -77,7 +77,9 @@ MEGATRON_2021 = Software(
     optimizer_bytes=12, selective_again=0.15, host_s=1.0e-3, host_talk_s=4.5e-5,
     host_backward=0.92, micro_batch_s=3.3e-3, step_s=2.4e-4,
 )  # fmt: skip
-# The same design since 2023; its host times are a guess, half of the above.
+# The same design since 2023; its host times are a guess, half of the above. The product that
+# makes a gradient adds it to the sum as well: the bytes that still show are read off the
+# zero-bubble paper's runs.
 MEGATRON = Software(
     weight_bytes=2, optimizer_bytes=12, fused_gate=True, overlap_messages=True,
     accumulate_bytes=2, host_s=5e-4, host_backward=0.92, micro_batch_s=2e-3, step_s=1e-3,
