@@ -23,6 +23,7 @@ from pluribus.predict.software import (
     MEGATRON,
     MEGATRON_2021,
     MEGATRON_BRIDGE,
+    UNFUSED_FRAGMENTATION,
     Software,
 )
 
@@ -83,7 +84,6 @@ _SCHEDULES: tuple[tuple[str, Schedule], ...] = (
 _MOST_LAYERS = 2000
 
 _RAN_OUT = re.compile(r"\bOOM\b|out of memory", re.I)
-_OUTCOME = ("peak_mem_gb", "iter_time_s", "note")
 
 
 class UnusableError(Exception):
@@ -140,8 +140,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
     found = {"tp": tp, "pp": pp, "dp": dp, "n_gpu": chips, "seq": sequence, "global_batch": batch}
     if missing := [name for name, value in found.items() if value is None]:
         raise UnusableError(f"no {', '.join(missing)}")
-    out = bool(_RAN_OUT.search(" ".join(row.get(k) or "" for k in _OUTCOME)))
     seconds, memory = _number(row, "iter_time_s"), _number(row, "peak_mem_gb")
+    # A note may speak of another run's end; a row with a time of its own did not run out.
+    said = ("peak_mem_gb", "iter_time_s") if seconds else ("peak_mem_gb", "iter_time_s", "note")
+    out = bool(_RAN_OUT.search(" ".join(row.get(k) or "" for k in said)))
     if seconds is None and not out and (rate := _number(row, "tokens_per_s")):
         seconds = batch * sequence / rate
         flags.append("time taken from tokens/s")
@@ -382,7 +384,9 @@ def _software(row: Mapping[str, str], precision: str) -> Software:
         program = replace(FSDP, eager_passes=1.0) if compiled else FSDP
     else:
         # Until 2024 flash attention had to be asked for.
-        program = replace(MEGATRON, flash_attention=date is None or date >= 2024)
+        program = MEGATRON
+        if date is not None and date < 2024:
+            program = replace(MEGATRON, flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION)
     if re.search(r"\blora\b", told, re.I):
         program = replace(program, frozen=True)
     if re.search(r"async.?tp", told, re.I):

@@ -110,7 +110,7 @@ def _stage_memory(
         weights=sharded(software.weight_bytes, 3),
         gradients=sharded(software.gradient_bytes, 2),
         optimizer=sharded(software.optimizer_bytes, 1),
-        activations=activations,
+        activations=activations * (1 + software.fragmentation),
         buffers=buffers,
         capacity=pool.chip.memory_bytes * USABLE_SHARE - context,
     )

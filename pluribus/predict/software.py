@@ -22,6 +22,7 @@ class Software:
         optimizer_bytes: of one parameter's optimiser state, master weight included.
         fused_gate: whether the activation and the product of a gated network are one kernel,
             which keeps one tensor less.
+        fragmentation: bytes that the allocator loses between activations, as a share of them.
         logit_bytes: kept per logit until the loss's backward.
         selective_kept: share of what selective recompute keeps elsewhere (outputs of products
             and of attention) that this program keeps.
@@ -53,6 +54,7 @@ class Software:
     gradient_bytes: float = 4
     optimizer_bytes: float = 8
     fused_gate: bool = False
+    fragmentation: float = 0.0
     logit_bytes: float = 8
     selective_kept: float = 1.0
     selective_again: float = 0.1
@@ -70,10 +72,15 @@ class Software:
 
 
 PLURIBUS = Software()
+# Read off the zero-bubble paper's peaks: scores and masks of unfused attention, short-lived and
+# large, leave holes between what is kept.
+UNFUSED_FRAGMENTATION = 0.1
+
 # fp16 weights, fp32 master, kernels before flash attention. Host times are fitted on half of
 # vTrain's single-node runs (2 to 8 A100), the only ones small enough to show them.
 MEGATRON_2021 = Software(
-    flash_attention=False, sequence_parallel=False, gradient_sync_bytes=2, weight_bytes=2,
+    flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION, sequence_parallel=False,
+    gradient_sync_bytes=2, weight_bytes=2,
     optimizer_bytes=12, selective_again=0.15, host_s=1.0e-3, host_talk_s=4.5e-5,
     host_backward=0.92, micro_batch_s=3.3e-3, step_s=2.4e-4,
 )  # fmt: skip

@@ -75,6 +75,7 @@ def test_a_run_that_ran_out_of_memory_has_no_time() -> None:
     row = parsed(peak_mem_gb="OOM", iter_time_s="")
     assert row.memory_gb == math.inf
     assert row.seconds is None
+    assert parsed(note="OOM at micro-batch 4").seconds == 3.1
 
 
 def test_what_a_row_leaves_out_is_guessed_and_flagged() -> None:
