@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from published_guess import likely_layout
+from published_programs import program_of, told
 
 from pluribus.core.errors import PluribusError
 from pluribus.hardware.catalogue import load_catalogue
@@ -18,14 +19,7 @@ from pluribus.hardware.chip import Chip
 from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
 from pluribus.predict.regular import Layout, Schedule
-from pluribus.predict.software import (
-    FSDP,
-    MEGATRON,
-    MEGATRON_2021,
-    MEGATRON_BRIDGE,
-    UNFUSED_FRAGMENTATION,
-    Software,
-)
+from pluribus.predict.software import Software
 
 # Public configs of models whose rows give no sizes (their config.json on Hugging Face).
 _DEEPSEEK_V3 = {
@@ -128,7 +122,7 @@ def parse_row(row: Mapping[str, str]) -> Row:
         UnusableError: it is not fully specified, or its chip is not in the catalogue.
     """
     flags: list[str] = []
-    told = _told(row)
+    words = told(row)
     tp, pp, cp = _whole(row, "tp"), _whole(row, "pp"), _whole(row, "cp") or 1
     dp, chips = _whole(row, "dp"), _whole(row, "n_gpu")
     if tp and pp and chips and dp is None and chips % (tp * pp * cp) == 0:
@@ -149,11 +143,11 @@ def parse_row(row: Mapping[str, str]) -> Row:
         flags.append("time taken from tokens/s")
     if seconds is None and memory is None and not out:
         raise UnusableError("neither time nor memory")
-    if re.search(r"\blora\b", told, re.I):
+    if re.search(r"\blora\b", words, re.I):
         flags.append("adapters only, predicted as training with frozen weights")
-    elif re.search(r"\bsft\b", told, re.I):
+    elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
-    schedule, virtual = _schedule(row, pp, told, flags)
+    schedule, virtual = _schedule(row, pp, words, flags)
     recompute = re.match(r"none|selective|full", row.get("recompute") or "")
     micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
@@ -181,11 +175,11 @@ def parse_row(row: Mapping[str, str]) -> Row:
                 pool, chip=replace(pool.chip, measured_tflops=doubled | _wide(pool.chip))
             )
     precision = next((kind for word, kind in _PRECISIONS if word in precision), "bf16")
-    if precision == "bf16" and re.search(r"float8", told):
+    if precision == "bf16" and re.search(r"float8", words):
         precision = "fp8"
     if not pool.chip.supports(precision):
         raise UnusableError(f"no known {precision} rate of {pool.chip.key}")
-    software = _software(row, precision)
+    software = program_of(row, precision, sharded=layout.zero >= 3)
     unknown = [k for k, v in (("micro_batch", micro), ("zero", zero if dp > 1 else 0)) if v is None]
     if unknown:
         run = (sequence, precision, software)
@@ -211,11 +205,6 @@ def _wide(chip: Chip) -> dict[str, float]:
     return {k: v for k, v in chip.measured_tflops.items() if k != "fp8"}
 
 
-def _told(row: Mapping[str, str]) -> str:
-    """Everything a row says in words."""
-    return " ".join(row.get(k) or "" for k in ("source", "table", "model", "note", "recompute"))
-
-
 def _number(row: Mapping[str, str], key: str) -> float | None:
     """The first positive number of a cell such as ``3(FSDP2)`` or ``1,024``."""
     found = re.search(r"\d+(\.\d+)?([eE][-+]?\d+)?", (row.get(key) or "").replace(",", ""))
@@ -231,16 +220,18 @@ def _whole(row: Mapping[str, str], key: str, least: int = 1) -> int | None:
     return int(number) if number >= 1 else None
 
 
-def _schedule(row: Mapping[str, str], pp: int, told: str, flags: list[str]) -> tuple[Schedule, int]:
+def _schedule(
+    row: Mapping[str, str], pp: int, words: str, flags: list[str]
+) -> tuple[Schedule, int]:
     """The schedule a row names, and its virtual stages."""
     virtual = _whole(row, "vpp")
     if pp == 1:
         return "1f1b", virtual or 1
     for pattern, schedule in _SCHEDULES:
-        if re.search(pattern, told, re.I):
+        if re.search(pattern, words, re.I):
             return schedule, virtual or 1
     if virtual is None:
-        between = bool(re.search(r"interleaved", told, re.I))
+        between = bool(re.search(r"interleaved", words, re.I))
         flags.append(f"no virtual stages given, taken as {2 if between else 1}")
         virtual = 2 if between else 1
     return ("interleaved" if virtual > 1 else "1f1b"), virtual
@@ -344,54 +335,3 @@ def _chip(gpu: str) -> Chip:
             dtype: chip.matmul_flops(dtype) * slower / 1e12 for dtype in chip.dtypes
         }
     return replace(chip, **changes) if changes else chip
-
-
-# Conferences name the year a paper appeared in; its runs are about this much older.
-_BEFORE_CONFERENCE = 0.7
-
-# Forks of the Megatron of 2021, whenever their runs were published.
-_FORKS_OF_2021 = r"vtrain|bigscience|bloom|mt-nlg"
-
-
-def _date(source: str) -> float | None:
-    """The year of a source's runs, with its fraction."""
-    if found := re.search(r"arXiv:(\d\d)(\d\d)\.", source):
-        return 2000 + int(found[1]) + int(found[2]) / 12
-    if found := re.search(r"\((20[12]\d)\b", source):
-        return float(found[1])
-    if found := re.search(r"\b(?:SC|ICLR|ICML|NeurIPS|MICRO|NSDI|OSDI|MLSys)'?(\d\d)\b", source):
-        return 2000 + int(found[1]) - _BEFORE_CONFERENCE
-    return None
-
-
-def _software(row: Mapping[str, str], precision: str) -> Software:
-    """The training program of a row, by the facts it gives: its date, whether a micro-batch's
-    parameters are divided (ZeRO-3), and what its note says is switched on."""
-    source = f"{row.get('source')} {row.get('model')}"
-    told = _told(row)
-    date = _date(source)
-    if re.search(_FORKS_OF_2021, source, re.I) or (date is not None and date < 2022.5):
-        divided = bool(re.search(r"sequence-parallel", told, re.I))
-        program = replace(MEGATRON_2021, sequence_parallel=divided)
-        if precision == "bf16":
-            # Megatron sums bf16 gradients in fp32.
-            program = replace(program, gradient_sync_bytes=4, accumulate_bytes=10)
-        return program
-    if re.search(r"megatron-bridge|nemo", told, re.I):
-        program = MEGATRON_BRIDGE
-    elif (_whole(row, "zero") or 0) >= 3:
-        compiled = re.search(r"compile", told, re.I)
-        program = replace(FSDP, eager_passes=1.0) if compiled else FSDP
-    else:
-        # Until 2024 flash attention had to be asked for.
-        program = MEGATRON
-        if date is not None and date < 2024:
-            program = replace(MEGATRON, flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION)
-    if re.search(r"\blora\b", told, re.I):
-        program = replace(program, frozen=True)
-    if re.search(r"async.?tp", told, re.I):
-        # Read off torchtitan's two runs that differ by it alone.
-        program = replace(program, overlap_tensor=0.3)
-    if re.search(r"overlap-grad-reduce|dp comm(unication)? overlap", told, re.I):
-        program = replace(program, overlap_gradients=True)
-    return program
