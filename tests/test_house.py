@@ -177,7 +177,7 @@ COMMAND_LINE = {
     "plan": ["--cluster", "--json", "--out", "--profile", "job"],
     "predict": ["--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
-    "profile": ["--cluster", "--json", "--out", "job"],
+    "profile": ["--cluster", "--from-aic", "--json", "--operators", "--out", "job"],
     "report": ["--json", "folder"],
     "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
 }

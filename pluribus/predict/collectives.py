@@ -12,6 +12,7 @@ import numpy as np
 from pluribus.hardware.cluster import Cluster
 from pluribus.predict.algorithms import ALL_REDUCE, SEND, Algorithm, GroupShape, algorithms
 from pluribus.predict.link_classes import Links, links_of
+from pluribus.predict.operator_tables import operator_times
 from pluribus.spec.profile import Profile
 
 POINT_TO_POINT = "point_to_point"
@@ -124,8 +125,12 @@ def group_all_reduce_seconds(
     for address, count in members.items():
         if count > 1:
             nodes = Counter(chip.rsplit("/", 1)[0] for chip in chips if _pool(chip) == address)
-            choice = _in_pool(num_bytes, tuple(nodes.values()), links_of(cluster.pool(address)))
-            inside = max(inside, choice.seconds)
+            pool = cluster.pool(address)
+            times = operator_times(profile, pool.chip) if len(nodes) == 1 else None
+            seconds = times and times.collective(ALL_REDUCE, count, num_bytes)
+            if seconds is None:
+                seconds = _in_pool(num_bytes, tuple(nodes.values()), links_of(pool)).seconds
+            inside = max(inside, seconds)
     if len(pools) == 1:
         return inside
     first = {address: next(c for c in chips if _pool(c) == address) for address in pools}

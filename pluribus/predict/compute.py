@@ -1,11 +1,12 @@
 """Seconds of a layer on a chip: measured where a Profile has it, otherwise the sum of its
-operators, each by its shape (`operators.py`)."""
+operators, each from the profile's tables (`operator_tables.py`) or by its shape (`operators.py`).
+Measurements of the layer at other sizes correct that sum (`nearby.py`)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
@@ -15,34 +16,15 @@ from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
 from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.collectives import collective_seconds
 from pluribus.predict.link_classes import links_of
+from pluribus.predict.nearby import Level, Shape, StageTime
+from pluribus.predict.operator_tables import TABLE_SPREAD, OperatorTimes, operator_times
 from pluribus.predict.operators import Work, operator_work
 from pluribus.predict.software import PLURIBUS, Software
-from pluribus.spec.profile import Profile
+from pluribus.spec.profile import LayerTime, Profile
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
 ROOFLINE_SPREAD = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    """Seconds of one micro-batch through some layers, and how uncertain they are.
-
-    Attributes:
-        backward: with the recomputed forward, where the stage recomputes.
-        spread: relative half-width.
-        weight_gradient: the part of backward that makes the gradients of weights, which a
-            zero-bubble schedule can do later.
-    """
-
-    forward: float
-    backward: float
-    spread: float
-    weight_gradient: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
 
 
 def stage_time(
@@ -96,17 +78,57 @@ def layer_time(
         return StageTime(
             measured.forward, measured.backward, measured.spread, measured.backward * share
         )
-    ahead, back, weights = layer_work(
-        layer, pool.chip, (micro_batch, sequence_length, tp), precision
+    shape = (micro_batch, sequence_length, tp)
+    times = operator_times(profile, pool.chip)
+    formula, sums = _formula(layer, pool, shape, precision, times, calibration)
+    near = profile.layers_like(pool.chip.key, layer.signature, precision) if profile else ()
+    if near:
+        level = _level(replace(layer, name=""), pool, near, times, calibration)
+        return level.correct(formula, sums, shape)
+    return StageTime(
+        formula.forward + sums, formula.backward + sums, formula.spread, formula.weight_gradient
     )
-    forward, backward = ahead.seconds(calibration), back.seconds(calibration)
+
+
+def _formula(
+    layer: Layer,
+    pool: Pool,
+    shape: Shape,
+    precision: str,
+    times: OperatorTimes | None,
+    calibration: Calibration,
+) -> tuple[StageTime, float]:
+    """One layer as the sum of its operators, and the tensor-parallel sums of one direction."""
+    micro_batch, sequence_length, tp = shape
+    ahead, back, weights = layer_work(layer, pool.chip, shape, precision, times=times)
+    sums = 0.0
     if tp > 1:
-        element = DTYPE_BYTES[precision]
-        sums = _tensor_parallel_seconds(layer, pool, micro_batch, sequence_length, tp, element)
-        forward += sums * calibration.intra
-        backward += sums * calibration.intra
-    spread = calibration.spread or ROOFLINE_SPREAD
-    return StageTime(forward, backward, spread, weights * calibration.matmul)
+        num_bytes = layer.output_bytes(micro_batch, sequence_length, DTYPE_BYTES[precision])
+        sums = _tensor_parallel_seconds(layer, pool, tp, num_bytes, times) * calibration.intra
+    time = StageTime(
+        ahead.seconds(calibration),
+        back.seconds(calibration),
+        calibration.spread or (TABLE_SPREAD if times else ROOFLINE_SPREAD),
+        weights * calibration.matmul,
+    )
+    return time, sums
+
+
+@functools.lru_cache(maxsize=4096)
+def _level(
+    layer: Layer,
+    pool: Pool,
+    near: tuple[LayerTime, ...],
+    times: OperatorTimes | None,
+    calibration: Calibration,
+) -> Level:
+    """The measured times of a layer beside what its formula says of them."""
+    guesses = []
+    for time in near:
+        shape = (time.micro_batch, time.sequence_length, time.tensor_parallel)
+        formula, sums = _formula(layer, pool, shape, time.precision, times, calibration)
+        guesses.append((formula.forward + sums, formula.backward + sums))
+    return Level(near, guesses)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -128,11 +150,13 @@ def layer_work(
     shape: tuple[int, ...],
     precision: str,
     software: Software = PLURIBUS,
+    times: OperatorTimes | None = None,
 ) -> tuple[Work, Work, float]:
     """Forward, backward and its weight-gradient part of one layer, without communication.
 
     Args:
         shape: micro-batch, sequence length, and the degrees tp, cp and ep (1 where left out).
+        times: tables of the chip, which replace the formula of an operator they have.
     """
     micro_batch, sequence_length, tp, cp, ep = (*shape, 1, 1, 1)[:5]
     # Head and embedding stay in 16 bits where the matrices of the blocks are in 8.
@@ -144,7 +168,8 @@ def layer_work(
     for operator in layer.operators(
         micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=element
     ):
-        ahead, back, weight = operator_work(operator, chip, precision, software, passes)
+        tabled = times and times.work(operator, precision, micro_batch)
+        ahead, back, weight = tabled or operator_work(operator, chip, precision, software, passes)
         forward, backward, weights = forward + ahead, backward + back, weights + weight
     return forward, backward, weights
 
@@ -162,10 +187,12 @@ def optimizer_seconds(parameters: float, chip: Chip, profile: Profile | None) ->
 
 
 def _tensor_parallel_seconds(
-    layer: Layer, pool: Pool, micro_batch: int, sequence_length: int, tp: int, element: float
+    layer: Layer, pool: Pool, tp: int, num_bytes: float, times: OperatorTimes | None
 ) -> float:
     """The sums of one direction of one layer (Shoeybi et al. 2019, arXiv 1909.08053 §3): a block
     sums its hidden state twice, an embedding or head once."""
     sums = 2 if layer.kind in ("dense", "moe") else 1
-    num_bytes = layer.output_bytes(micro_batch, sequence_length, bytes_per_element=element)
-    return sums * collective_seconds(ALL_REDUCE, num_bytes, GroupShape(tp), links_of(pool)).seconds
+    seconds = times and times.collective(ALL_REDUCE, tp, num_bytes)
+    if seconds is None:
+        seconds = collective_seconds(ALL_REDUCE, num_bytes, GroupShape(tp), links_of(pool)).seconds
+    return sums * seconds
