@@ -208,7 +208,7 @@ def memory(rows: Sequence[Row]) -> list[dict[str, Any]]:
             )
             outcomes[not found.fits, math.isinf(row.memory_gb)] += 1
             if math.isfinite(row.memory_gb):
-                errors.append(found.total / GIB / row.memory_gb - 1)
+                errors.append(found.tensors / GIB / row.memory_gb - 1)
         if errors:
             lines.append({
                 "source": name, "rows": len(errors), "bias": statistics.fmean(errors),

@@ -104,12 +104,21 @@ def _print_breakdown(plan: Plan) -> None:
     total = plan.prediction.step_seconds.mid
     shares = {
         "compute": parts.compute,
+        "tensor-parallel talk": parts.tensor_communication,
+        "expert-parallel talk": parts.expert_communication,
+        "context-parallel talk": parts.context_communication,
+        "weight gathers": parts.weight_gather,
         "stage messages": parts.pipeline_communication,
         "bubble": parts.bubble,
         "gradient sums": parts.gradient_sync,
         "optimiser": parts.optimizer,
     }
-    line = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in shares.items())
+    always = ("compute", "stage messages", "bubble", "gradient sums", "optimiser")
+    line = ", ".join(
+        f"{name} {seconds / total:.1%}"
+        for name, seconds in shares.items()
+        if seconds or name in always
+    )
     console.print(f"the busiest chip's step: {line}")
 
 

@@ -1,5 +1,5 @@
 """Seconds of a layer on a chip: measured where a Profile has it, otherwise the sum of its
-operators, each by its shape (`operators.py`)."""
+operators, each by its shape (`operators.py`), and of what its ranks say to each other."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
-from pluribus.model.layer import Layer
-from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
+from pluribus.model.layer import Layer, Recompute
+from pluribus.model.share import Share
 from pluribus.predict.calibration import IDENTITY, Calibration
-from pluribus.predict.collectives import collective_seconds
-from pluribus.predict.link_classes import links_of
-from pluribus.predict.operators import Work, operator_work
+from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work, operator_work
 from pluribus.predict.software import PLURIBUS, Software
+from pluribus.predict.talk import Talk, layer_talk
 from pluribus.spec.profile import Profile
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
 ROOFLINE_SPREAD = 0.25
+
+# Bytes one update moves per parameter: fp32 gradient read for the norm and again for the
+# update, master weight and both moments read and written, the 16-bit copy written.
+UPDATE_BYTES = 34
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +36,126 @@ class StageTime:
         spread: relative half-width.
         weight_gradient: the part of backward that makes the gradients of weights, which a
             zero-bubble schedule can do later.
+        tensor, expert, context: the part of both that is talk between the ranks of the stage.
+        gather: the part of both that waits for weights that ZeRO-3 has elsewhere.
     """
 
     forward: float
     backward: float
     spread: float
     weight_gradient: float = 0.0
+    tensor: float = 0.0
+    expert: float = 0.0
+    context: float = 0.0
+    gather: float = 0.0
 
     @property
     def total(self) -> float:
         return self.forward + self.backward
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One kind of layer for one micro-batch, before a cluster's factors.
+
+    Attributes:
+        forward, backward: of one rank, without talk.
+        weight: seconds of the backward that make weight gradients.
+        talk: of one direction.
+        block: whether full recompute runs it again, and the host launches it.
+        measured: its time in a profile, which replaces all of the above.
+    """
+
+    forward: Work
+    backward: Work
+    weight: float
+    talk: Talk
+    block: bool
+    measured: StageTime | None = None
+
+    def time(
+        self, calibration: Calibration, software: Software, tp: int, recompute: Recompute
+    ) -> StageTime:
+        """Seconds with a cluster's factors; the backward with what recompute runs again."""
+        again = recomputed_share(software, recompute) if self.block else 0.0
+        if self.measured:
+            time = self.measured
+            return StageTime(
+                time.forward, time.backward + again * time.forward, time.spread,
+                time.weight_gradient,
+            )  # fmt: skip
+        # A layer takes no less than the host needs to launch it.
+        host = (software.host_s + software.host_talk_s * (tp - 1) ** 2) * calibration.host
+        talk = self.talk.total.seconds(calibration)
+        forward = max(self.forward.seconds(calibration) + talk, host)
+        backward = self.backward.seconds(calibration) + talk
+        backward = max(backward, software.host_backward * host)
+        return StageTime(
+            forward,
+            backward + again * forward,
+            calibration.spread or ROOFLINE_SPREAD,
+            self.weight * calibration.matmul,
+            tensor=(2 + again) * self.talk.tensor.seconds(calibration),
+            expert=(2 + again) * self.talk.expert.seconds(calibration),
+            context=(2 + again) * self.talk.context.seconds(calibration),
+        )
+
+
+def recomputed_share(software: Software, recompute: Recompute) -> float:
+    """The part of a block's forward that runs again in its backward."""
+    return {"none": 0.0, "selective": software.selective_again, "full": 1.0}[recompute]
+
+
+def added(times: Sequence[tuple[StageTime, float]]) -> StageTime:
+    """Several times one after another, each so many times over."""
+    total = sum(count * time.total for time, count in times)
+    spread = sum(count * time.spread * time.total for time, count in times)
+
+    def each(name: str) -> float:
+        return sum(count * getattr(time, name) for time, count in times)
+
+    return StageTime(
+        each("forward"), each("backward"), spread / total if total else 0.0,
+        each("weight_gradient"), each("tensor"), each("expert"), each("context"), each("gather"),
+    )  # fmt: skip
+
+
+def share_of(
+    micro_batch: int, sequence_length: int, precision: str, software: Software = PLURIBUS,
+    *, tp: int = 1, cp: int = 1, ep: int = 1,
+) -> Share:  # fmt: skip
+    """What one rank computes of a micro-batch; activations have 16 bits at least."""
+    element = max(2, DTYPE_BYTES[precision])
+    return Share(
+        micro_batch, sequence_length, tp, cp, ep, element, software.sequence_parallel
+    )  # fmt: skip
+
+
+def layer_cost(
+    layer: Layer,
+    pool: Pool,
+    share: Share,
+    precision: str,
+    software: Software = PLURIBUS,
+    profile: Profile | None = None,
+) -> LayerCost:
+    """What one rank does for one layer and one micro-batch.
+
+    Raises:
+        PlanError: the chip has no arithmetic of this precision.
+    """
+    block = layer.kind in ("dense", "moe")
+    measured = None
+    if profile and share.cp == share.ep == 1:  # profiles measure no other ranks
+        shape = (share.micro_batch, share.sequence_length, share.tp)
+        found = profile.layer(pool.chip.key, layer.signature, *shape, precision)
+        if found:
+            weights = found.backward * _weight_gradient_share(layer, *shape)
+            measured = StageTime(found.forward, found.backward, found.spread, weights)
+            return LayerCost(Work(), Work(), 0.0, Talk(), block, measured)
+    shape = (share.micro_batch, share.sequence_length, share.tp, share.cp, share.ep)
+    ahead, back, weight = layer_work(layer, pool.chip, shape, precision, software)
+    return LayerCost(ahead, back, weight, layer_talk(layer, pool, share), block)
 
 
 def stage_time(
@@ -52,29 +165,40 @@ def stage_time(
     sequence_length: int,
     *,
     tp: int,
-    recompute: str,
+    recompute: Recompute,
     precision: str,
     profile: Profile | None,
     calibration: Calibration = IDENTITY,
+    software: Software = PLURIBUS,
+    cp: int = 1,
+    ep: int = 1,
 ) -> StageTime:
     """Seconds of one micro-batch through a run of layers on chips of one pool.
 
     Raises:
-        ConfigError: the chip has no arithmetic of this precision.
+        PlanError: the chip has no arithmetic of this precision.
     """
-    forward = backward = weighted = weights = 0.0
+    share = share_of(micro_batch, sequence_length, precision, software, tp=tp, cp=cp, ep=ep)
+    return added(
+        [
+            (
+                layer_cost(layer, pool, share, precision, software, profile).time(
+                    calibration, software, tp, recompute
+                ),
+                count,
+            )
+            for layer, count in counted(layers)
+        ]
+    )
+
+
+def counted(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """One layer of each signature, and how many there are: equal signatures cost the same."""
+    kinds: dict[str, tuple[Layer, int]] = {}
     for layer in layers:
-        time = layer_time(
-            layer, pool, micro_batch, sequence_length, tp, precision, profile, calibration
-        )
-        # Recompute keeps the head's input anyway: its forward is not run twice.
-        again = time.forward if recompute == "full" and layer.kind in ("dense", "moe") else 0.0
-        forward += time.forward
-        backward += time.backward + again
-        weighted += time.spread * time.total
-        weights += time.weight_gradient
-    total = forward + backward
-    return StageTime(forward, backward, weighted / total if total else 0.0, weights)
+        _, count = kinds.get(layer.signature, (layer, 0))
+        kinds[layer.signature] = layer, count + 1
+    return list(kinds.values())
 
 
 def layer_time(
@@ -88,25 +212,10 @@ def layer_time(
     calibration: Calibration = IDENTITY,
 ) -> StageTime:
     """Seconds of one layer for one micro-batch, with its tensor-parallel sums."""
-    measured = profile and profile.layer(
-        pool.chip.key, layer.signature, micro_batch, sequence_length, tp, precision
-    )
-    if measured:
-        share = _weight_gradient_share(layer, micro_batch, sequence_length, tp)
-        return StageTime(
-            measured.forward, measured.backward, measured.spread, measured.backward * share
-        )
-    ahead, back, weights = layer_work(
-        layer, pool.chip, (micro_batch, sequence_length, tp), precision
-    )
-    forward, backward = ahead.seconds(calibration), back.seconds(calibration)
-    if tp > 1:
-        element = DTYPE_BYTES[precision]
-        sums = _tensor_parallel_seconds(layer, pool, micro_batch, sequence_length, tp, element)
-        forward += sums * calibration.intra
-        backward += sums * calibration.intra
-    spread = calibration.spread or ROOFLINE_SPREAD
-    return StageTime(forward, backward, spread, weights * calibration.matmul)
+    return stage_time(
+        [layer], pool, micro_batch, sequence_length, tp=tp, recompute="none",
+        precision=precision, profile=profile, calibration=calibration,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
@@ -148,23 +257,18 @@ def layer_work(
     return forward, backward, weights
 
 
-def optimizer_seconds(parameters: float, chip: Chip, profile: Profile | None) -> float:
-    """Seconds of one AdamW update of this many parameters on one chip.
-
-    Without a measurement: memory traffic of a fused update, which reads the parameter, its
-    gradient and two moments and writes three of them back, 28 bytes per fp32 parameter.
-    """
+def optimizer_seconds(
+    parameters: float, chip: Chip, profile: Profile | None, calibration: Calibration = IDENTITY
+) -> float:
+    """Seconds of one AdamW update of this many parameters on one chip: measured, or
+    `update_work`."""
     measured = profile and profile.optimizer(chip.key)
     if measured:
         return parameters * measured.seconds_per_parameter
-    return parameters * 28 / chip.memory_bytes_per_s
+    return update_work(parameters, chip).seconds(calibration)
 
 
-def _tensor_parallel_seconds(
-    layer: Layer, pool: Pool, micro_batch: int, sequence_length: int, tp: int, element: float
-) -> float:
-    """The sums of one direction of one layer (Shoeybi et al. 2019, arXiv 1909.08053 §3): a block
-    sums its hidden state twice, an embedding or head once."""
-    sums = 2 if layer.kind in ("dense", "moe") else 1
-    num_bytes = layer.output_bytes(micro_batch, sequence_length, bytes_per_element=element)
-    return sums * collective_seconds(ALL_REDUCE, num_bytes, GroupShape(tp), links_of(pool)).seconds
+def update_work(parameters: float, chip: Chip) -> Work:
+    """Memory traffic of one fused AdamW update, `UPDATE_BYTES` per parameter."""
+    rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+    return Work(memory=parameters * UPDATE_BYTES / rate)

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
-from pluribus.predict.compute import StageTime, optimizer_seconds
-from pluribus.predict.memory import stage_memory, stage_parameters
+from pluribus.predict.boundary import boundary_seconds
+from pluribus.predict.gradients import reduce_seconds
+from pluribus.predict.memory import stage_memory
+from pluribus.predict.price import StagePrice, stage_price
 from pluribus.predict.schedule import (
     Action,
     ActionKind,
@@ -19,7 +20,7 @@ from pluribus.predict.schedule import (
 )
 from pluribus.predict.setting import Setting
 from pluribus.predict.timeline import Course, Durations, Lane, Timeline, simulate
-from pluribus.spec.plan import Plan, Stage
+from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
 from pluribus.spec.profile import Profile
 
@@ -56,24 +57,29 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         alone: tokens/s of each pool by itself, for the aggregation.
     """
     groups = gradient_groups(plan, setting.tied_layers)
-    durations = _durations(plan, setting, groups)
+    prices = {
+        (p, s): stage_price(setting, pipeline, s)
+        for p, pipeline in enumerate(plan.pipelines)
+        for s in range(len(pipeline.stages))
+    }
+    durations = _durations(plan, setting, groups, prices)
     timeline = _timeline(plan, durations, groups)
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
-    busy = {(p, s): _busy(plan, setting, (p, s)) for p, s, _ in plan.stages}
-    bottleneck = max(busy, key=busy.__getitem__)
+    bottleneck = max(prices, key=lambda lane: prices[lane].busy)
     stages = tuple(
         tuple(
-            _stage_prediction(plan, setting, busy[p, s] / step, (p, s))
+            _stage_prediction(setting, pipeline, s, prices[p, s], step)
             for s in range(len(pipeline.stages))
         )
         for p, pipeline in enumerate(plan.pipelines)
     )
-    spread = _spread(plan, setting)
+    # Whichever stage errs most can become the bottleneck.
+    spread = setting.calibration.spread or max(p.whole.spread for p in prices.values())
     total_alone = sum(alone.values())
     prediction = Prediction(
-        step_seconds=Interval(mid=step, low=step * (1 - spread), high=step * (1 + spread)),
-        breakdown=_breakdown(durations, timeline, bottleneck),
+        step_seconds=Interval.around(step, spread),
+        breakdown=_breakdown(durations, timeline, bottleneck, prices[bottleneck]),
         stages=stages,
         tokens_per_s=tokens_per_s,
         mfu=_mfu(plan, setting, tokens_per_s),
@@ -111,91 +117,51 @@ def _timeline(plan: Plan, durations: Durations, groups: Sequence[GradientGroup])
     return Timeline({lane: head.followed_by(ends[lane]) for lane, head in heads.items()})
 
 
-def _durations(plan: Plan, setting: Setting, groups: Sequence[GradientGroup]) -> Durations:
+def _durations(
+    plan: Plan,
+    setting: Setting,
+    groups: Sequence[GradientGroup],
+    prices: Mapping[Lane, StagePrice],
+) -> Durations:
     compute = {}
-    for p, s, stage in plan.stages:
-        times = _chunk_times(plan, setting, (p, s))
-        parameters = sum(stage_parameters(setting, chunk) for chunk in stage.by_chunk)
-        compute[(p, s), ActionKind.FORWARD] = tuple(t.forward for t in times)
-        compute[(p, s), ActionKind.BACKWARD] = tuple(t.backward for t in times)
-        compute[(p, s), ActionKind.BACKWARD_INPUT] = tuple(
+    for lane, price in prices.items():
+        times = price.chunks
+        compute[lane, ActionKind.FORWARD] = tuple(t.forward for t in times)
+        compute[lane, ActionKind.BACKWARD] = tuple(t.backward for t in times)
+        compute[lane, ActionKind.BACKWARD_INPUT] = tuple(
             t.backward - t.weight_gradient for t in times
         )
-        compute[(p, s), ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
-        compute[(p, s), ActionKind.STEP] = optimizer_seconds(
-            parameters, setting.pool(stage.pool).chip, setting.profile
-        )
-
+        compute[lane, ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
+        compute[lane, ActionKind.STEP] = price.update
     transfers: dict[tuple[Lane, Lane], float] = {}
 
     def transfer(source: Lane, target: Lane) -> float:
         if (source, target) not in transfers:
             pipeline = plan.pipelines[source[0]]
-            transfers[source, target] = message_seconds(
-                setting.boundary_bytes(pipeline),
-                pipeline.stages[source[1]].chips[0],
-                pipeline.stages[target[1]].chips[0],
-                setting.cluster,
-                setting.profile,
+            stages = pipeline.stages[source[1]], pipeline.stages[target[1]]
+            transfers[source, target] = boundary_seconds(
+                setting, *stages, pipeline.micro_batch_size
             )
         return transfers[source, target]
 
-    crossing = _crossings(plan, groups)
-    reduce = [_reduce_seconds(plan, setting, group, crossing) for group in groups]
-    return Durations(compute, transfer, reduce)
+    reduce = reduce_seconds(plan, setting, groups, prices)
+    return Durations(compute, transfer, reduce, setting.software.blocking_messages)
 
 
-def _stage(plan: Plan, lane: Lane) -> Stage:
-    return plan.pipelines[lane[0]].stages[lane[1]]
-
-
-def _chunk_times(plan: Plan, setting: Setting, lane: Lane) -> list[StageTime]:
-    """Of one micro-batch through each chunk of a stage."""
-    size = plan.pipelines[lane[0]].micro_batch_size
-    return [setting.stage_time(chunk, size) for chunk in _stage(plan, lane).by_chunk]
-
-
-def _crossings(plan: Plan, groups: Sequence[GradientGroup]) -> int:
-    """Gradient sums that cross between pools at the same time: one per tensor-parallel rank."""
-    crossing = 0
-    for group in groups:
-        stages = [_stage(plan, lane) for lane in group.holders]
-        if len({stage.pool for stage in stages}) > 1:
-            crossing += min(stage.tensor_parallel for stage in stages)
-    return max(crossing, 1)
-
-
-def _reduce_seconds(plan: Plan, setting: Setting, group: GradientGroup, crossing: int) -> float:
-    """The sum of one group's gradients, in fp32. With unlike tensor-parallel degrees the stage
-    with the fewest chips sets the bytes per chip."""
-    stages = [_stage(plan, lane) for lane in group.holders]
-    tp = min(stage.tensor_parallel for stage in stages)
-    layers = setting.model.layers
-    parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in group.layers)
-    chips = [stage.chips[0] for stage in stages]
-    return group_all_reduce_seconds(
-        parameters * 4, chips, setting.cluster, setting.profile, crossing
-    )
-
-
-def _busy(plan: Plan, setting: Setting, lane: Lane) -> float:
-    """Seconds of a stage's forwards and backwards in a step."""
-    times = _chunk_times(plan, setting, lane)
-    return plan.pipelines[lane[0]].micro_batches * sum(time.total for time in times)
-
-
-def _stage_prediction(plan: Plan, setting: Setting, busy: float, lane: Lane) -> StagePrediction:
-    pipeline = plan.pipelines[lane[0]]
-    times = _chunk_times(plan, setting, lane)
+def _stage_prediction(
+    setting: Setting, pipeline: Pipeline, index: int, price: StagePrice, step: float
+) -> StagePrediction:
     return StagePrediction(
-        forward=sum(time.forward for time in times),
-        backward=sum(time.backward for time in times),
-        busy=busy,
-        memory=stage_memory(setting, pipeline, lane[1]),
+        forward=sum(time.forward for time in price.chunks),
+        backward=sum(time.backward for time in price.chunks),
+        busy=price.busy / step,
+        memory=stage_memory(setting, pipeline, index),
     )
 
 
-def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdown:
+def _breakdown(
+    durations: Durations, timeline: Timeline, lane: Lane, price: StagePrice
+) -> Breakdown:
     """Splits one stage's step. Waiting for a message or a sum counts as communication up to what
     it takes by itself; the rest of the wait is the bubble."""
     waited = exposed = summed = 0.0
@@ -209,19 +175,18 @@ def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdow
             exposed += min(span.seconds, message)
     sends = timeline.seconds(lane, *_SEND)
     idle = timeline.end - timeline.courses[lane].end
+    whole, rounds = price.whole, price.rounds
+    talk = whole.tensor + whole.expert + whole.context + whole.gather
     return Breakdown(
-        compute=timeline.seconds(lane, *_COMPUTE),
+        compute=timeline.seconds(lane, *_COMPUTE) - rounds * talk,
         pipeline_communication=exposed + sends,
         bubble=waited - exposed - summed + idle,
         gradient_sync=summed,
         optimizer=timeline.seconds(lane, ActionKind.STEP),
-    )
-
-
-def _spread(plan: Plan, setting: Setting) -> float:
-    """The largest relative uncertainty of any stage: whichever errs can become the bottleneck."""
-    return max(
-        time.spread for p, s, _ in plan.stages for time in _chunk_times(plan, setting, (p, s))
+        tensor_communication=rounds * whole.tensor,
+        expert_communication=rounds * whole.expert,
+        context_communication=rounds * whole.context,
+        weight_gather=rounds * whole.gather,
     )
 
 

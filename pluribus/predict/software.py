@@ -15,6 +15,7 @@ class Software:
         flash_attention: one kernel that never writes the scores (Dao et al. 2022); otherwise
             scores, softmax and dropout go through memory, as before 2022.
         gradient_sync_bytes: of one gradient on the network.
+        blocking_messages: whether a stage waits until what it sends has come.
         overlap_gradients: whether gradient sums run under the last backward.
         sequence_parallel: whether tokens between tensor-parallel regions are divided.
         weight_bytes: of one parameter, copy for computing included.
@@ -34,6 +35,7 @@ class Software:
 
     flash_attention: bool = True
     gradient_sync_bytes: float = 4
+    blocking_messages: bool = False
     overlap_gradients: bool = False
     sequence_parallel: bool = True
     weight_bytes: float = 6
@@ -52,14 +54,14 @@ PLURIBUS = Software()
 # fp16 weights, fp32 master, kernels before flash attention. Host times are fitted on half of
 # vTrain's single-node runs (2 to 8 A100), the only ones small enough to show them.
 MEGATRON_2021 = Software(
-    flash_attention=False, sequence_parallel=False, gradient_sync_bytes=2, weight_bytes=2,
-    optimizer_bytes=12, selective_again=0.15, host_s=1.0e-3, host_talk_s=1.1e-5,
-    host_backward=0.55, micro_batch_s=5e-3, step_s=1e-3,
+    flash_attention=False, blocking_messages=True, sequence_parallel=False,
+    gradient_sync_bytes=2, weight_bytes=2, optimizer_bytes=12, selective_again=0.15,
+    host_s=1.0e-3, host_talk_s=1.1e-5, host_backward=0.55, micro_batch_s=5e-3, step_s=1e-3,
 )  # fmt: skip
 # The same design since 2023; its host times are a guess, half of the above.
 MEGATRON = Software(
-    overlap_gradients=True, weight_bytes=2, optimizer_bytes=12, fused_gate=True,
-    host_s=5e-4, host_backward=0.55, micro_batch_s=2e-3, step_s=1e-3,
+    blocking_messages=True, overlap_gradients=True, weight_bytes=2, optimizer_bytes=12,
+    fused_gate=True, host_s=5e-4, host_backward=0.55, micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip
 # Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use.
 FSDP = Software(

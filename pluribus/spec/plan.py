@@ -7,6 +7,7 @@ parameter is summed over every stage that holds it, each weighted by the tokens 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from pluribus.spec.profile import Profile
 
 PLAN_VERSION = 1
 
-Recompute = Literal["none", "full"]
+Recompute = Literal["none", "selective", "full"]
 ScheduleName = Literal["1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zbv"]
 PassTimes = tuple[float, float, float, float]
 
@@ -38,7 +39,8 @@ class Stage:
         tensor_parallel: chips that share each matrix.
         context_parallel: chips that share each sequence.
         expert_parallel: chips over which experts are dealt (inside data_parallel × tp).
-        recompute: "full" keeps only each layer's input and runs forward again in backward.
+        recompute: "full" keeps only each layer's input and runs forward again in backward;
+            "selective" runs norms and activation functions again (`Layer.activation_bytes`).
         zero: ZeRO stage over the stage's data-parallel replicas (0–3).
         chunks: the ranges of layers of a stage with several virtual stages, by chunk.
     """
@@ -142,6 +144,16 @@ class Pipeline:
     @property
     def num_chips(self) -> int:
         return sum(len(stage.chips) for stage in self.stages)
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that every stage has: they work side by side, each as a pipeline would."""
+        return math.gcd(*(stage.data_parallel for stage in self.stages)) or 1
+
+    @property
+    def rounds(self) -> int:
+        """Micro-batches that one of the `replicas` works through in a step."""
+        return math.ceil(self.micro_batches / self.replicas)
 
 
 @dataclass(frozen=True, kw_only=True)

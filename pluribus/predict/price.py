@@ -1,0 +1,90 @@
+"""What one stage of a plan takes: its chunks' times with everything a step puts on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pluribus.predict.compute import StageTime, added, optimizer_seconds, share_of
+from pluribus.predict.degrees import Degrees, Parameters
+from pluribus.predict.memory import held_parameters
+from pluribus.predict.replicas import Replicas, exposed_seconds, gather_work
+from pluribus.predict.setting import Setting
+from pluribus.spec.plan import Pipeline
+
+
+@dataclass(frozen=True)
+class StagePrice:
+    """Seconds of one stage.
+
+    Attributes:
+        chunks: of one round through each chunk; see `Pipeline.rounds`.
+        update: of the optimiser.
+        rounds: of a step.
+    """
+
+    chunks: tuple[StageTime, ...]
+    update: float
+    rounds: int
+
+    @property
+    def whole(self) -> StageTime:
+        """One round through all chunks."""
+        return added([(time, 1) for time in self.chunks])
+
+    @property
+    def busy(self) -> float:
+        """Forwards and backwards of a step."""
+        return self.rounds * sum(time.total for time in self.chunks)
+
+
+def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
+    """Prices stage ``index`` of a pipeline.
+
+    A stage with more replicas than others counts as one that is as many times faster.
+    """
+    stage = pipeline.stages[index]
+    degrees, pool = Degrees.of(stage), setting.pool(stage.pool)
+    factors, software = setting.calibration, setting.software
+    pace = factors.overhead * pipeline.replicas / degrees.dp
+    host = software.micro_batch_s * factors.host / len(stage.by_chunk)
+    replicas = Replicas.of_chips(stage.chips, degrees, pool) if degrees.zero >= 3 else None
+    chunks = []
+    for chunk in stage.by_chunk:
+        time = setting.stage_time(chunk, pipeline.micro_batch_size)
+        time = replace(time, forward=time.forward + host)
+        if replicas:
+            layers = [setting.model.layers[i] for i in chunk.layer_indices]
+            work = gather_work(Parameters.of(layers, degrees), replicas, element(setting))
+            time = with_gather(time, work.seconds(factors))
+        chunks.append(scaled(time, pace))
+    held = held_parameters(setting, stage)
+    owned = held.owned(degrees) if degrees.zero else held.total
+    update = optimizer_seconds(owned, pool.chip, setting.profile, factors)
+    update += software.step_s * factors.host
+    return StagePrice(tuple(chunks), update * factors.overhead, pipeline.rounds)
+
+
+def with_gather(time: StageTime, seconds: float) -> StageTime:
+    """The time of a stage whose weights are gathered for every micro-batch, half of it forward,
+    while it computes what is there."""
+    waits = exposed_seconds(seconds, time.total)
+    return replace(
+        time, forward=time.forward + waits / 2, backward=time.backward + waits / 2,
+        gather=time.gather + waits,
+    )  # fmt: skip
+
+
+def scaled(time: StageTime, factor: float) -> StageTime:
+    """All of a time's seconds so many times over."""
+    if factor == 1:
+        return time
+    return StageTime(
+        time.forward * factor, time.backward * factor, time.spread,
+        time.weight_gradient * factor, time.tensor * factor, time.expert * factor,
+        time.context * factor, time.gather * factor,
+    )  # fmt: skip
+
+
+def element(setting: Setting) -> float:
+    """Bytes of a weight or an activation in computing."""
+    return share_of(1, 1, setting.precision).bytes_per_element
