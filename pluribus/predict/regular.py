@@ -19,7 +19,6 @@ from pluribus.model.share import Share
 from pluribus.predict.boundary import boundary_work
 from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.compute import (
-    ROOFLINE_SPREAD,
     LayerCost,
     added,
     counted,
@@ -34,7 +33,6 @@ from pluribus.predict.price import with_gather
 from pluribus.predict.replicas import Replicas, exposed_seconds, gather_work, sync_work
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.spec.plan import ScheduleName
-from pluribus.spec.prediction import Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Layout:
     Attributes:
         micro_batch, global_batch: sequences.
         ep: expert-parallel ranks, taken from dp.
-        virtual_stages: chunks of layers each stage holds.
+        virtual_stages: chunks of layers each stage holds; in ZBV there are always two.
         zero: ZeRO stage, 0 to 3.
     """
 
@@ -64,6 +62,11 @@ class Layout:
     def micro_batches(self) -> int:
         """Micro-batches of one replica in a step."""
         return max(1, self.global_batch // (self.dp * self.micro_batch))
+
+    @property
+    def chunks(self) -> int:
+        """Runs of layers that each stage holds."""
+        return 2 if self.schedule == "zbv" else self.virtual_stages
 
     @property
     def num_chips(self) -> int:
@@ -122,7 +125,8 @@ class Terms:
         """Seconds of one step."""
         layout, software = self.layout, self.software
         stages, message = layout.pp, self.message.seconds(calibration)
-        total = tail = 0.0
+        host = software.micro_batch_s * calibration.host
+        total = tail = cycle = 0.0
         slowest = None
         for stage in self.stages:
             times = [
@@ -130,7 +134,9 @@ class Terms:
                 for cost, count in stage.layers
             ]
             time = with_gather(added(times), stage.gather.seconds(calibration))
-            total += stage.count * time.total
+            slot = time.total + host
+            total += stage.count * slot
+            cycle = max(cycle, slot + self._waits(stage.count) * message)
             if slowest is None or time.total > slowest.total:
                 slowest = time
             sync = stage.sync.seconds(calibration)
@@ -138,16 +144,11 @@ class Terms:
                 sync = exposed_seconds(sync, time.backward)
             tail = max(tail, sync + stage.update.seconds(calibration))
         assert slowest
-        host = software.micro_batch_s * calibration.host
-        slot = slowest.total + host
-        total += stages * host
-        # Of the two messages a middle stage exchanges with each neighbour, sends that hold their
-        # sender leave none hidden; others hide one of S, as S micro-batches are under way.
-        waits = 1.0 if software.blocking_messages else (stages - 1) / stages
-        messages = 2 * message * layout.virtual_stages if stages > 1 else 0.0
-        steady = layout.micro_batches * (slot + waits * messages)
+        cycle = max(cycle, total / stages + self._waits(stages) * message)
         # What the pipeline takes to fill and drain, beyond its slowest stage's own work.
-        fill = total - slot + (stages - 1) * messages
+        fill = total - slowest.total - host
+        if stages > 1:
+            fill += (stages - 1) * 2 * message * self._passages
         weight = slowest.weight_gradient
         match layout.schedule:
             case "interleaved":
@@ -157,7 +158,28 @@ class Terms:
             case "zb-h2" | "zbv":
                 fill = max(0.0, fill - 3 * (stages - 1) * weight)
         tail += software.step_s * calibration.host
-        return (steady + fill + tail) * calibration.overhead
+        return (layout.micro_batches * cycle + fill + tail) * calibration.overhead
+
+    @property
+    def _passages(self) -> int:
+        """Times a micro-batch's hidden state passes between two neighbours, one way; ZBV's turn
+        makes its second passage fall into the first one's wait."""
+        return self.layout.virtual_stages if self.layout.schedule == "interleaved" else 1
+
+    def _waits(self, stages: int) -> float:
+        """Messages per micro-batch that a row of so many like stages does not hide.
+
+        Sends that hold their sender leave none of the two per neighbour hidden. Otherwise 1F1B,
+        with S micro-batches under way over S stages, hides 2 of 2 S on their way around; where
+        more are under way, all are hidden.
+        """
+        if self.layout.pp == 1:
+            return 0.0
+        if self.software.blocking_messages:
+            return 2.0 * self._passages
+        if self.layout.schedule in ("gpipe", "zb-h2", "zbv"):
+            return 0.0
+        return 2.0 * (stages - 1) / stages * self._passages
 
 
 def regular_terms(
@@ -220,18 +242,14 @@ def stage_layers(model: Model, layout: Layout) -> list[Sequence[Layer]]:
         first += count
         if stage == 0:
             layers.insert(0, model.layers[0])
-        if stage == stages - 1:
+        # In ZBV the last virtual stage sits on the first.
+        if stage == (0 if layout.schedule == "zbv" else stages - 1):
             layers.append(model.layers[-1])
         result.append(layers)
     return result
 
 
-def regular_interval(terms: Terms, calibration: Calibration = IDENTITY) -> Interval:
-    """Seconds of one step with the range the truth is expected in."""
-    return Interval.around(terms.seconds(calibration), calibration.spread or ROOFLINE_SPREAD)
-
-
 def tied_copy(model: Model, layers: Sequence[Layer], layout: Layout) -> int:
     """Parameters of a tied matrix on the last stage where the first is another."""
-    apart = model.tied and layout.pp > 1 and layers[-1].kind == "head"
+    apart = model.tied and layers[-1].kind == "head" and layers[0].kind != "embedding"
     return layers[-1].tied_parameters // layout.tp if apart else 0

@@ -23,7 +23,7 @@ def regular_memory(
     """Bytes at the fullest moment of the chip that needs most."""
     share = layout.share(sequence_length, precision, software)
     structure = Structure(
-        layout.schedule, layout.pp, layout.micro_batches, layout.virtual_stages, (1, 1, 1, 0)
+        layout.schedule, layout.pp, layout.micro_batches, layout.chunks, (1, 1, 1, 0)
     )
     stages = [
         chip_memory(

@@ -56,7 +56,7 @@ PLURIBUS = Software()
 MEGATRON_2021 = Software(
     flash_attention=False, blocking_messages=True, sequence_parallel=False,
     gradient_sync_bytes=2, weight_bytes=2, optimizer_bytes=12, selective_again=0.15,
-    host_s=1.0e-3, host_talk_s=1.1e-5, host_backward=0.55, micro_batch_s=5e-3, step_s=1e-3,
+    host_s=1.0e-3, host_talk_s=1.1e-5, host_backward=0.55, micro_batch_s=2.5e-3, step_s=1e-3,
 )  # fmt: skip
 # The same design since 2023; its host times are a guess, half of the above.
 MEGATRON = Software(

@@ -125,9 +125,9 @@ class Pipeline:
                 f"a stage of a pipeline of {chunks} virtual stages has another number of chunks",
                 do=f"Write {chunks} ranges of layers as the chunks of each stage.",
             )
-        if name == "interleaved" and self.micro_batches % len(self.stages):
+        if name == "interleaved" and self.rounds % len(self.stages):
             raise PlanError(
-                f"{self.micro_batches} micro-batches over {len(self.stages)} interleaved stages",
+                f"{self.rounds} micro-batches over {len(self.stages)} interleaved stages",
                 do="Write a multiple of the number of stages, or schedule = 1f1b.",
             )
         if min(self.pass_times[:3]) <= 0 or self.pass_times[3] < 0:
