@@ -281,4 +281,17 @@ def _software(row: Mapping[str, str]) -> Software:
     if before_flash or named:
         divided = "sequence-parallel" in (row.get("recompute") or "")
         return replace(MEGATRON_2021, sequence_parallel=divided)
-    return FSDP if (_whole(row, "zero") or 0) >= 3 else MEGATRON
+    told = " ".join(row.get(k) or "" for k in ("table", "model", "note"))
+    program = MEGATRON
+    if re.search(r"megatron-bridge|nemo", f"{source} {told}", re.I):
+        # Its recipes overlap tensor-parallel sums with matrix products.
+        program = replace(MEGATRON, overlap_tensor=0.6)
+    elif (_whole(row, "zero") or 0) >= 3:
+        program = FSDP
+        if re.search(r"compile", told, re.I):
+            program = replace(program, eager_passes=1.0)
+    if re.search(r"\blora\b", told, re.I):
+        program = replace(program, frozen=True)
+    if re.search(r"async.?tp", told, re.I):
+        program = replace(program, overlap_tensor=0.3)
+    return program

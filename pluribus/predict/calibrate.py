@@ -18,6 +18,7 @@ from pluribus.predict.calibration import IDENTITY, Calibration
 # Standard deviations of the priors in log space: how far each factor may plausibly be from 1.
 PRIOR: dict[str, float] = {
     "matmul": 0.15,
+    "attention": 0.3,
     "memory": 0.2,
     "host": 0.3,
     "intra": 0.2,

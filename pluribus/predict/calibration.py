@@ -10,7 +10,8 @@ class Calibration:
     """Factors on predicted seconds; 1 leaves the formulas as they are.
 
     Attributes:
-        matmul: on matrix products and attention.
+        matmul: on matrix products.
+        attention: on flash attention kernels, which differ by program and generation.
         memory: on everything bound by memory bandwidth.
         host: on the time the host takes to launch a layer.
         intra: on collectives inside a node.
@@ -21,6 +22,7 @@ class Calibration:
     """
 
     matmul: float = 1.0
+    attention: float = 1.0
     memory: float = 1.0
     host: float = 1.0
     intra: float = 1.0

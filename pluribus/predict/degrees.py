@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pluribus.model.layer import Layer, Recompute
+from pluribus.predict.software import Software
 from pluribus.spec.plan import Stage
 
 
@@ -71,3 +72,10 @@ class Parameters:
     def owned(self, degrees: Degrees) -> float:
         """What one rank has of a state that ZeRO divides over the replicas."""
         return self.shared / degrees.replicas + self.experts / max(1.0, degrees.expert_replicas)
+
+
+def updated(parameters: Parameters, degrees: Degrees, software: Software) -> float:
+    """Parameters that one rank's optimiser updates."""
+    if software.frozen:
+        return 0.0
+    return parameters.owned(degrees) if degrees.zero else parameters.total

@@ -31,17 +31,14 @@ SCORE_BYTES_BACKWARD = 11
 # vTrain's single-node runs (A100).
 ELEMENTWISE_EFFICIENCY = 0.9
 
-# Share of its benchmarked rate that a matrix product keeps inside a training step, where chips
-# run hot and caches cold: the middle of what published runs show (A100, H100).
-SUSTAINED = 0.87
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """Seconds of some work by what bounds it.
 
     Attributes:
-        matmul: arithmetic of matrix products and attention.
+        matmul: arithmetic of matrix products.
+        attention: scores, softmax and values where one flash kernel makes them.
         memory: memory bandwidth.
         intra, inter: collectives inside a node, between nodes.
     """
@@ -50,17 +47,20 @@ class Work:
     memory: float = 0.0
     intra: float = 0.0
     inter: float = 0.0
+    attention: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.matmul + other.matmul, self.memory + other.memory,
             self.intra + other.intra, self.inter + other.inter,
+            self.attention + other.attention,
         )  # fmt: skip
 
     def __mul__(self, times: float) -> Work:
         return Work(
-            self.matmul * times, self.memory * times, self.intra * times, self.inter * times
-        )
+            self.matmul * times, self.memory * times, self.intra * times, self.inter * times,
+            self.attention * times,
+        )  # fmt: skip
 
     def seconds(self, calibration: Calibration) -> float:
         """All of it, one after another, with a cluster's factors."""
@@ -69,11 +69,12 @@ class Work:
             + self.memory * calibration.memory
             + self.intra * calibration.intra
             + self.inter * calibration.inter
+            + self.attention * calibration.attention
         )
 
 
 def operator_work(
-    operator: Operator, chip: Chip, precision: str, software: Software
+    operator: Operator, chip: Chip, precision: str, software: Software, passes: float = 1.0
 ) -> tuple[Work, Work, float]:
     """Forward, backward, and the part of backward that makes weight gradients, in seconds.
 
@@ -81,26 +82,31 @@ def operator_work(
     the roofline (Williams, Waterman, Patterson 2009): the longer of arithmetic at the chip's
     matmul rate and memory traffic at its bandwidth, plus a launch, and twice that backward.
 
+    Args:
+        passes: traffic of an operator without matrix products, as a multiple of one fused kernel's.
+
     Raises:
         PlanError: the chip has no arithmetic of this precision.
     """
     if chip.compute_units is None:
         return _roofline(operator, chip, precision)
-    launch = gemm_constants(chip.key).launch_s
+    constants = gemm_constants(chip.key)
+    launch, kept = constants.launch_s, constants.kept(precision)
     rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
     if operator.kind in ("gemm", "grouped_gemm"):
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
-        once = gemm_seconds(m, n, k, count, chip, precision) / SUSTAINED
-        data = gemm_seconds(m, k, n, count, chip, precision) / SUSTAINED
-        weight = gemm_seconds(k, n, m, count, chip, precision) / SUSTAINED
+        once = gemm_seconds(m, n, k, count, chip, precision) / kept
+        data = gemm_seconds(m, k, n, count, chip, precision) / kept
+        weight = gemm_seconds(k, n, m, count, chip, precision) / kept
         return Work(matmul=once), Work(matmul=data + weight), weight
     if operator.kind == "attention":
         # Attention stays in 16 bits where the matrices are in 8.
         wide = "bf16" if precision == "fp8" else precision
         if software.flash_attention:
             share = FLASH_PEAK * operator.n / (operator.n + FLASH_HALF)
-            once = operator.flops / (chip.matmul_flops(wide) * share * SUSTAINED) + launch
-            return Work(matmul=once), Work(matmul=once * FLASH_BACKWARD), 0.0
+            rate_reached = chip.matmul_flops(wide) * share * constants.kept(wide)
+            once = operator.flops / rate_reached + launch
+            return Work(attention=once), Work(attention=once * FLASH_BACKWARD), 0.0
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
         scores = gemm_seconds(m, n, k, count, chip, wide)
         values = gemm_seconds(m, k, n, count, chip, wide)
@@ -111,7 +117,7 @@ def operator_work(
             Work(scores + values + 2 * turned, square * SCORE_BYTES_BACKWARD + 2 * launch),
             0.0,
         )
-    once = operator.bytes / rate + launch
+    once = operator.bytes * passes / rate + launch
     # Backward reads the saved input beside the gradient.
     return Work(memory=once), Work(memory=1.5 * once), 0.0
 

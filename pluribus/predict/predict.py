@@ -63,7 +63,7 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         for s in range(len(pipeline.stages))
     }
     durations = _durations(plan, setting, groups, prices)
-    timeline = _timeline(plan, durations, groups)
+    timeline = _timeline(plan, durations, groups, setting.software.overlap_messages)
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
     bottleneck = max(prices, key=lambda lane: prices[lane].busy)
@@ -90,7 +90,9 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     return Forecast(prediction, timeline)
 
 
-def _timeline(plan: Plan, durations: Durations, groups: Sequence[GradientGroup]) -> Timeline:
+def _timeline(
+    plan: Plan, durations: Durations, groups: Sequence[GradientGroup], overlaps: bool
+) -> Timeline:
     """Times each unlike pipeline once; sums and updates tie the pipelines together at the end."""
     heads: dict[Lane, Course] = {}
     done: dict[tuple, int] = {}
@@ -109,7 +111,9 @@ def _timeline(plan: Plan, durations: Durations, groups: Sequence[GradientGroup])
         if alike not in done:
             done[alike] = p
             actions = zip(lanes, pipeline_actions(pipeline), strict=True)
-            heads.update(simulate(dict(actions), durations).courses)
+            hidden = overlaps and pipeline.schedule == "interleaved"
+            own = replace(durations, blocking=durations.blocking and not hidden)
+            heads.update(simulate(dict(actions), own).courses)
         else:
             heads.update((lane, heads[done[alike], lane[1]]) for lane in lanes)
     start = {lane: head.end for lane, head in heads.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pluribus.predict.compute import StageTime, added, optimizer_seconds, share_of
-from pluribus.predict.degrees import Degrees, Parameters
+from pluribus.predict.degrees import Degrees, Parameters, updated
 from pluribus.predict.memory import held_parameters
 from pluribus.predict.replicas import Replicas, exposed_seconds, gather_work
 from pluribus.predict.setting import Setting
@@ -57,8 +57,7 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
             work = gather_work(Parameters.of(layers, degrees), replicas, element(setting))
             time = with_gather(time, work.seconds(factors))
         chunks.append(scaled(time, pace))
-    held = held_parameters(setting, stage)
-    owned = held.owned(degrees) if degrees.zero else held.total
+    owned = updated(held_parameters(setting, stage), degrees, software)
     update = optimizer_seconds(owned, pool.chip, setting.profile, factors)
     update += software.step_s * factors.host
     return StagePrice(tuple(chunks), update * factors.overhead, pipeline.rounds)

@@ -26,11 +26,17 @@ from pluribus.predict.compute import (
     share_of,
     update_work,
 )
-from pluribus.predict.degrees import Degrees, Parameters
+from pluribus.predict.degrees import Degrees, Parameters, updated
 from pluribus.predict.memory import message_bytes
 from pluribus.predict.operators import Work
 from pluribus.predict.price import with_gather
-from pluribus.predict.replicas import Replicas, exposed_seconds, gather_work, sync_work
+from pluribus.predict.replicas import (
+    NEVER_HIDDEN,
+    Replicas,
+    exposed_seconds,
+    gather_work,
+    sync_work,
+)
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.spec.plan import ScheduleName
 
@@ -175,6 +181,8 @@ class Terms:
         """
         if self.layout.pp == 1:
             return 0.0
+        if self.software.overlap_messages and self.layout.schedule == "interleaved":
+            return 2.0 * self._passages * NEVER_HIDDEN
         if self.software.blocking_messages:
             return 2.0 * self._passages
         if self.layout.schedule in ("gpipe", "zb-h2", "zbv"):
@@ -211,7 +219,7 @@ def regular_terms(
             unlike[key] = replace(unlike[key], count=unlike[key].count + 1)
             continue
         parameters = Parameters.of(layers, degrees, tied_copy(model, layers, layout))
-        owned = parameters.owned(degrees) if layout.zero else parameters.total
+        owned = updated(parameters, degrees, software)
         gather = Work()
         if layout.zero >= 3:
             gather = gather_work(parameters, replicas, share.bytes_per_element)

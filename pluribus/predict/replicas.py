@@ -79,6 +79,9 @@ def sync_work(
         element: bytes of a weight in computing.
     """
 
+    if software.frozen:
+        return Work()
+
     def each(num_parameters: float, group: GroupShape) -> Work:
         gradients = num_parameters * software.gradient_sync_bytes
         if not zero:

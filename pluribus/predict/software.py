@@ -24,9 +24,18 @@ class Software:
         fused_gate: whether the activation and the product of a gated network are one kernel,
             which keeps one tensor less.
         selective_again: share of a block's forward that selective recompute runs again.
+        eager_passes: traffic of RMS norms, rotary embeddings and gated activations as a multiple
+            of what fused kernels move: without a compiler each is a chain of kernels, where a
+            layer norm or GELU is one.
+        accumulate_bytes: moved per parameter to add a micro-batch's gradient to the sum.
+        overlap_tensor: share of the tensor-parallel sums that runs under matrix products.
+        overlap_messages: whether an interleaved pipeline sends while it computes.
+        ring_attention: seconds of attention over context-parallel ranks, as a multiple of its
+            share of one rank's.
+        frozen: whether adapters alone are trained (LoRA): no weight gradients, no sums.
         host_s: seconds the host takes to launch the forward of one layer: a small layer cannot
             take less.
-        host_talk_s: what (tp − 1)² tensor-parallel ranks add to it, as they wait for the
+        host_talk_s: what each further tensor-parallel rank adds to it, as they wait for the
             slowest host.
         host_backward: the same of the backward, as a multiple of the forward's.
         micro_batch_s: seconds of each micro-batch outside layers.
@@ -43,6 +52,12 @@ class Software:
     optimizer_bytes: float = 8
     fused_gate: bool = False
     selective_again: float = 0.1
+    eager_passes: float = 1.0
+    accumulate_bytes: float = 6
+    overlap_tensor: float = 0.0
+    overlap_messages: bool = False
+    ring_attention: float = 1.0
+    frozen: bool = False
     host_s: float = 0.0
     host_talk_s: float = 0.0
     host_backward: float = 1.0
@@ -56,15 +71,17 @@ PLURIBUS = Software()
 MEGATRON_2021 = Software(
     flash_attention=False, blocking_messages=True, sequence_parallel=False,
     gradient_sync_bytes=2, weight_bytes=2, optimizer_bytes=12, selective_again=0.15,
-    host_s=1.0e-3, host_talk_s=1.1e-5, host_backward=0.55, micro_batch_s=2.5e-3, step_s=1e-3,
+    host_s=1.0e-3, host_talk_s=4.5e-5, host_backward=0.92, micro_batch_s=1.7e-3, step_s=2.4e-4,
 )  # fmt: skip
 # The same design since 2023; its host times are a guess, half of the above.
 MEGATRON = Software(
-    blocking_messages=True, overlap_gradients=True, weight_bytes=2, optimizer_bytes=12,
-    fused_gate=True, host_s=5e-4, host_backward=0.55, micro_batch_s=2e-3, step_s=1e-3,
+    blocking_messages=True, overlap_messages=True, overlap_gradients=True, weight_bytes=2,
+    optimizer_bytes=12, fused_gate=True, host_s=5e-4, host_backward=0.92, micro_batch_s=2e-3,
+    step_s=1e-3,
 )  # fmt: skip
 # Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use.
 FSDP = Software(
-    overlap_gradients=True, weight_bytes=4, selective_again=0.5, host_s=5e-4, host_backward=0.55,
+    overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
+    accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
     micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from pluribus.predict.algorithms import GroupShape
 from pluribus.predict.collectives import collective_seconds
 from pluribus.predict.link_classes import Links, links_of
 from pluribus.predict.operators import Work
+from pluribus.predict.software import PLURIBUS, Software
 
 # Share of passing keys and values around that attention does not hide; a typical figure.
 CONTEXT_EXPOSED = 0.5
@@ -37,7 +38,7 @@ class Talk:
         return self.tensor + self.expert + self.context
 
 
-def layer_talk(layer: Layer, pool: Pool, share: Share) -> Talk:
+def layer_talk(layer: Layer, pool: Pool, share: Share, software: Software = PLURIBUS) -> Talk:
     """The collectives of one direction of one layer.
 
     Tensor parallelism sums the hidden state twice in a block and once in an embedding or head
@@ -51,7 +52,8 @@ def layer_talk(layer: Layer, pool: Pool, share: Share) -> Talk:
     block = layer.kind in ("dense", "moe")
     tensor = expert = context = NOTHING
     if share.tp > 1:
-        tensor = collective_work("all_reduce", hidden, share.tp, 1, pool) * (2 if block else 1)
+        sums = (2 if block else 1) * (1 - software.overlap_tensor)
+        tensor = collective_work("all_reduce", hidden, share.tp, 1, pool) * sums
     if share.cp > 1 and block:
         heads = layer.attention
         width = getattr(heads, "num_kv_heads", 1) * getattr(heads, "head_dim", 0) or 512
@@ -61,7 +63,8 @@ def layer_talk(layer: Layer, pool: Pool, share: Share) -> Talk:
         context *= CONTEXT_EXPOSED
     if share.ep > 1 and layer.kind == "moe":
         pairs = hidden * layer.feed_forward.top_k / share.tp
-        expert = collective_work("all_to_all", pairs, share.ep, share.tp, pool) * 2
+        # Experts are whole, so their group runs over tensor-parallel neighbours first.
+        expert = collective_work("all_to_all", pairs, share.ep, 1, pool) * 2
     return Talk(tensor, expert, context)
 
 

@@ -107,7 +107,7 @@ def test_experts_cost_the_same_both_ways(zero: int) -> None:
 
 # How far the closed form of a schedule is from its timeline, where the ends are unlike the
 # middle. That of ZBV needs many micro-batches: its order hides more behind a heavy end.
-TOLERANCE = {"1f1b": 0.01, "gpipe": 0.01, "interleaved": 0.03, "zb-h1": 0.01, "zb-h2": 0.03,
+TOLERANCE = {"1f1b": 0.01, "gpipe": 0.01, "interleaved": 0.04, "zb-h1": 0.01, "zb-h2": 0.03,
              "zbv": 0.025}  # fmt: skip
 
 
