@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pluribus.hardware.cluster import Cluster
+from pluribus.hardware.cluster import Cluster, Pool
 from pluribus.predict.algorithms import ALL_REDUCE, SEND, Algorithm, GroupShape, algorithms
+from pluribus.predict.crossing import crossing
 from pluribus.predict.link_classes import Links, links_of
 from pluribus.spec.profile import Profile
 
@@ -103,9 +104,9 @@ def group_all_reduce_seconds(
 ) -> float:
     """Sums one buffer over chips that may sit in several pools.
 
-    Inside each pool the quickest all-reduce, between pools a ring (two levels: reduce-scatter
-    inside, all-reduce across, all-gather inside; Goyal et al. 2017 §4). A link between pools is
-    shared by every group that crosses it at the same time.
+    Inside each pool the quickest all-reduce, between pools the quickest `crossing` (two levels:
+    reduce-scatter inside, all-reduce across, all-gather inside; Goyal et al. 2017 §4). A link
+    between pools is shared by every group that crosses it at the same time.
 
     Args:
         num_bytes: of the buffer on one chip.
@@ -124,30 +125,20 @@ def group_all_reduce_seconds(
     for address, count in members.items():
         if count > 1:
             nodes = Counter(chip.rsplit("/", 1)[0] for chip in chips if _pool(chip) == address)
-            choice = _in_pool(num_bytes, tuple(nodes.values()), links_of(cluster.pool(address)))
+            choice = _in_pool(num_bytes, tuple(nodes.values()), cluster.pool(address))
             inside = max(inside, choice.seconds)
     if len(pools) == 1:
         return inside
-    first = {address: next(c for c in chips if _pool(c) == address) for address in pools}
-    latency, rate = 0.0, float("inf")
-    for a, b in zip(pools, [*pools[1:], pools[0]], strict=True):
-        link = cluster.link(first[a], first[b])
-        latency = max(latency, link.latency_s)
-        # After the inner reduce-scatter every member carries its own part across.
-        lanes = min(members[a], members[b])
-        spec = cluster.link_between_pools(a, b)
-        shared = spec.bytes_per_s / rings_per_crossing if spec else float("inf")
-        rate = min(rate, link.bytes_per_s * lanes, shared)
-    return inside + ring_all_reduce_seconds(num_bytes, len(pools), latency, rate)
+    return inside + crossing(num_bytes, members, cluster, rings_per_crossing).seconds
 
 
-def _in_pool(num_bytes: float, members: tuple[int, ...], links: Links) -> Choice:
+def _in_pool(num_bytes: float, members: tuple[int, ...], pool: Pool) -> Choice:
     """Sums over members spread over nodes of one pool, given how many sit on each node."""
-    group = GroupShape(members[0], len(members))
+    group = GroupShape(members[0], len(members), pool.adapters)
     if min(members) < max(members):
         # Unequal nodes have no rails in common: one flat group over one adapter each.
         group = GroupShape(1, sum(members))
-    return collective_seconds(ALL_REDUCE, num_bytes, group, links)
+    return collective_seconds(ALL_REDUCE, num_bytes, group, links_of(pool))
 
 
 def _pool(chip: str) -> str:

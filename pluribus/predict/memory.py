@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from pluribus.core.units import GIB
 from pluribus.hardware.chip import Chip
+from pluribus.hardware.cluster import Pool
 from pluribus.model.feed_forward import DenseFeedForward
 from pluribus.model.layer import Layer, Recompute
 from pluribus.model.share import Share
 from pluribus.predict.compute import share_of
 from pluribus.predict.degrees import Degrees, Parameters
 from pluribus.predict.schedule import max_in_flight
-from pluribus.predict.setting import Setting
+from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.spec.plan import Pipeline, ScheduleName, Stage
 from pluribus.spec.prediction import ChipMemory
@@ -30,6 +31,10 @@ ACCELERATOR_CONTEXT_BYTES = 2.0 * GIB
 
 # Share of a chip that allocations can reach before fragmentation ends the run; not fitted.
 USABLE_SHARE = 0.95
+
+# Of one parameter, in fp32: what Pluribus itself keeps and sums.
+GRADIENT_BYTES = 4
+OPTIMIZER_BYTES = 8
 
 # Scores kept per head and pair of tokens where attention is not fused: softmax output, dropout
 # mask and dropout output, 5 bytes (Korthikanti et al. 2022, arXiv 2205.05198, eq. 1).
@@ -175,6 +180,16 @@ def held_parameters(setting: Setting, stage: Stage) -> Parameters:
 def stage_parameters(setting: Setting, stage: Stage) -> int:
     """Parameters on one chip of a stage, a tied matrix counted on each side that holds it."""
     return round(held_parameters(setting, stage).total)
+
+
+def weight_bytes(setting: Setting) -> float:
+    """Bytes of one parameter as stored for computing."""
+    return StateBytes.of(setting.software, setting.precision).weight
+
+
+def buffer_bytes(setting: Setting, pool: Pool, micro_batch_size: int) -> float:
+    """Bytes of a process and of one message in and one out."""
+    return process_bytes(pool.chip) + 2 * boundary_bytes(setting, micro_batch_size)
 
 
 def stage_memory(setting: Setting, pipeline: Pipeline, index: int) -> ChipMemory:

@@ -51,20 +51,20 @@ class Replicas:
     def of_chips(cls, chips: Sequence[str], degrees: Degrees, pool: Pool) -> Replicas:
         """Of the chips of one stage, or of several that divide their work alike."""
         return cls(
-            group_of(chips[:: degrees.tp]),
-            group_of(chips[:: degrees.tp * degrees.ep]),
+            group_of(chips[:: degrees.tp], pool),
+            group_of(chips[:: degrees.tp * degrees.ep], pool),
             links_of(pool),
         )
 
 
-def group_of(chips: Sequence[str]) -> GroupShape:
-    """The shape of a group of chips of one pool. Unequal nodes have no rails in common: they
-    count as one flat group over one adapter each."""
+def group_of(chips: Sequence[str], pool: Pool) -> GroupShape:
+    """The shape of a group of chips of one pool, alone on its adapters. Unequal nodes have no
+    rails in common: they count as one flat group over one adapter each."""
     counts = Counter(chip.rpartition("/")[0] for chip in chips)
     most = max(counts.values())
     if min(counts.values()) < most:
         return GroupShape(1, len(chips))
-    return GroupShape(most, len(counts))
+    return GroupShape(most, len(counts), pool.adapters)
 
 
 def sync_work(

@@ -74,9 +74,12 @@ def collective_work(op: str, num_bytes: float, members: int, inner: int, pool: P
 
 
 def regular_group(members: int, inner: int, pool: Pool) -> GroupShape:
-    """Where ``members`` ranks sit that lie ``inner`` chips apart."""
+    """Where ``members`` ranks sit that lie ``inner`` chips apart. The other chips of their nodes
+    are in groups like theirs, which share the adapters with them."""
     per_node = max(1, min(members, pool.chips_per_node // inner))
-    return GroupShape(per_node, -(-members // per_node))
+    lanes = min(per_node, pool.adapters)
+    crowd = max(1, pool.chips_per_node // per_node * lanes // pool.adapters)
+    return GroupShape(per_node, -(-members // per_node), pool.adapters, crowd)
 
 
 @functools.lru_cache(maxsize=8192)
