@@ -90,7 +90,9 @@ def message_seconds(
     pool = cluster.pool_of(source)
     if pool is cluster.pool_of(target) and source != target:
         same_node = source.rpartition("/")[0] == target.rpartition("/")[0]
-        group = GroupShape(2) if same_node else GroupShape(1, 2)
+        # The other chips of a node send beside this one.
+        crowd = pool.chips_per_node // pool.adapters
+        group = GroupShape(2) if same_node else GroupShape(1, 2, groups_per_nic=crowd)
         return collective_seconds(SEND, num_bytes, group, links_of(pool)).seconds
     return cluster.link(source, target).seconds(num_bytes)
 

@@ -294,3 +294,9 @@ def update_work(parameters: float, chip: Chip) -> Work:
     """Memory traffic of one fused AdamW update, `UPDATE_BYTES` per parameter."""
     rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
     return Work(memory=parameters * UPDATE_BYTES / rate)
+
+
+def relayout_work(parameters: float, chip: Chip) -> Work:
+    """Gradients cut anew for ranks that divide matrices otherwise, and back: each is read and
+    written twice, in fp32."""
+    return Work(memory=parameters * 16 / (chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY))

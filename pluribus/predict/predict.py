@@ -6,19 +6,21 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pluribus.predict.boundary import boundary_seconds
-from pluribus.predict.gradients import reduce_seconds
+from pluribus.predict.boundary import boundary_seconds, crossing_messages
+from pluribus.predict.gradients import capacities, gradient_sum
 from pluribus.predict.memory import stage_memory
 from pluribus.predict.price import StagePrice, stage_price
+from pluribus.predict.replicas import exposed_seconds
 from pluribus.predict.schedule import (
-    Action,
     ActionKind,
     GradientGroup,
+    Structure,
     gradient_groups,
     pipeline_actions,
     tail_actions,
 )
 from pluribus.predict.setting import Setting
+from pluribus.predict.tail import shared_sums
 from pluribus.predict.timeline import Course, Durations, Lane, Timeline, simulate
 from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
@@ -62,8 +64,14 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         for p, pipeline in enumerate(plan.pipelines)
         for s in range(len(pipeline.stages))
     }
-    durations = _durations(plan, setting, groups, prices)
-    timeline = _timeline(plan, durations, groups, setting.software.overlap_messages)
+    durations = _durations(plan, setting, prices)
+    heads = _heads(plan, durations, setting.software.overlap_messages)
+    start = {lane: head.end for lane, head in heads.items()}
+    durations = replace(durations, reduce=_sums(plan, setting, groups, prices, start))
+    tails = simulate(
+        {lane: tail_actions(lane, groups) for lane in heads}, durations, groups, start
+    ).courses
+    timeline = Timeline({lane: head.followed_by(tails[lane]) for lane, head in heads.items()})
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
     bottleneck = max(prices, key=lambda lane: prices[lane].busy)
@@ -90,22 +98,23 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     return Forecast(prediction, timeline)
 
 
-def _timeline(
-    plan: Plan, durations: Durations, groups: Sequence[GradientGroup], overlaps: bool
-) -> Timeline:
-    """Times each unlike pipeline once; sums and updates tie the pipelines together at the end."""
+def _heads(plan: Plan, durations: Durations, overlaps: bool) -> dict[Lane, Course]:
+    """Every stage's passes and messages; like pipelines are timed once.
+
+    Args:
+        overlaps: whether interleaved pipelines send while they compute.
+    """
     heads: dict[Lane, Course] = {}
     done: dict[tuple, int] = {}
-    tails: dict[Lane, tuple[Action, ...]] = {}
     for p, pipeline in enumerate(plan.pipelines):
         lanes = [(p, s) for s in range(len(pipeline.stages))]
-        tails.update((lane, tail_actions(lane, groups)) for lane in lanes)
         links = list(itertools.pairwise(lanes))
         if pipeline.schedule == "interleaved" and links:
             links.append((lanes[-1], lanes[0]))
         # The same stages may sit in one node in one pipeline and in two nodes in another.
         alike = (
-            replace(pipeline, stages=tuple(replace(s, chips=(s.pool,)) for s in pipeline.stages)),
+            Structure.of(pipeline),
+            tuple(durations.compute[lane, kind] for lane in lanes for kind in _COMPUTE),
             tuple(durations.transfer(a, b) for a, b in links),
         )
         if alike not in done:
@@ -116,17 +125,39 @@ def _timeline(
             heads.update(simulate(dict(actions), own).courses)
         else:
             heads.update((lane, heads[done[alike], lane[1]]) for lane in lanes)
-    start = {lane: head.end for lane, head in heads.items()}
-    ends = simulate(tails, durations, groups, start).courses
-    return Timeline({lane: head.followed_by(ends[lane]) for lane, head in heads.items()})
+    return heads
 
 
-def _durations(
+def _sums(
     plan: Plan,
     setting: Setting,
     groups: Sequence[GradientGroup],
     prices: Mapping[Lane, StagePrice],
-) -> Durations:
+    start: Mapping[Lane, float],
+) -> list[float]:
+    """What each group's sum takes once its last member has come, sharing links with others.
+
+    Args:
+        start: when each stage has done its last backward.
+    """
+    phases = [gradient_sum(plan, setting, group) for group in groups]
+    capacity = capacities(setting, [phase for each in phases for phase in each])
+    if not setting.software.overlap_gradients:
+        return shared_sums(groups, phases, capacity, start).seconds
+    # They run under the members' last backward, all at about the same time.
+    together = shared_sums(groups, phases, capacity, dict.fromkeys(start, 0.0)).seconds
+    window = {lane: sum(t.backward for t in price.chunks) for lane, price in prices.items()}
+    exposed = []
+    for group, seconds in zip(groups, together, strict=True):
+        under = min(window[lane] for lane in group.holders)
+        exposed.append(exposed_seconds(seconds, under))
+        for lane in group.holders:
+            window[lane] -= seconds - exposed[-1]
+    return exposed
+
+
+def _durations(plan: Plan, setting: Setting, prices: Mapping[Lane, StagePrice]) -> Durations:
+    """All but the gradient sums."""
     compute = {}
     for lane, price in prices.items():
         times = price.chunks
@@ -137,19 +168,22 @@ def _durations(
         )
         compute[lane, ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
         compute[lane, ActionKind.STEP] = price.update
+    crossings = crossing_messages(plan)
     transfers: dict[tuple[Lane, Lane], float] = {}
 
     def transfer(source: Lane, target: Lane) -> float:
         if (source, target) not in transfers:
             pipeline = plan.pipelines[source[0]]
             stages = pipeline.stages[source[1]], pipeline.stages[target[1]]
+            # Gradients go back over the link as activations come.
+            ends = stages if source[1] < target[1] else stages[::-1]
+            sharers = max(1, crossings[ends[0].pool, ends[1].pool])
             transfers[source, target] = boundary_seconds(
-                setting, *stages, pipeline.micro_batch_size
+                setting, *stages, pipeline.micro_batch_size, sharers
             )
         return transfers[source, target]
 
-    reduce = reduce_seconds(plan, setting, groups, prices)
-    return Durations(compute, transfer, reduce, setting.software.blocking_messages)
+    return Durations(compute, transfer, (), setting.software.blocking_messages)
 
 
 def _stage_prediction(

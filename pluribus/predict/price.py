@@ -47,7 +47,9 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
     factors, software = setting.calibration, setting.software
     pace = factors.overhead * pipeline.replicas / degrees.dp
     host = software.micro_batch_s * factors.host / len(stage.by_chunk)
-    replicas = Replicas.of_chips(stage.chips, degrees, pool) if degrees.zero >= 3 else None
+    replicas = None
+    if degrees.zero >= 3:
+        replicas = Replicas.of_chips(stage.chips, degrees, pool, crowded=True)
     chunks = []
     for chunk in stage.by_chunk:
         time = setting.stage_time(chunk, pipeline.micro_batch_size)

@@ -12,7 +12,7 @@ from pluribus.predict.degrees import Degrees, Parameters
 from pluribus.predict.link_classes import Links, links_of
 from pluribus.predict.operators import Work
 from pluribus.predict.software import Software
-from pluribus.predict.talk import group_work, regular_group
+from pluribus.predict.talk import group_work, groups_per_nic, regular_group
 
 # Share of a collective that an overlapping program still waits for; a typical figure.
 NEVER_HIDDEN = 0.1
@@ -48,23 +48,30 @@ class Replicas:
         )
 
     @classmethod
-    def of_chips(cls, chips: Sequence[str], degrees: Degrees, pool: Pool) -> Replicas:
-        """Of the chips of one stage, or of several that divide their work alike."""
+    def of_chips(
+        cls, chips: Sequence[str], degrees: Degrees, pool: Pool, *, crowded: bool = False
+    ) -> Replicas:
+        """Of the chips of one stage, or of several that divide their work alike.
+
+        Args:
+            crowded: whether the other chips of their nodes are in groups like theirs.
+        """
         return cls(
-            group_of(chips[:: degrees.tp], pool),
-            group_of(chips[:: degrees.tp * degrees.ep], pool),
+            group_of(chips[:: degrees.tp], pool, crowded),
+            group_of(chips[:: degrees.tp * degrees.ep], pool, crowded),
             links_of(pool),
         )
 
 
-def group_of(chips: Sequence[str], pool: Pool) -> GroupShape:
-    """The shape of a group of chips of one pool, alone on its adapters. Unequal nodes have no
-    rails in common: they count as one flat group over one adapter each."""
+def group_of(chips: Sequence[str], pool: Pool, crowded: bool = False) -> GroupShape:
+    """The shape of a group of chips of one pool. Unequal nodes have no rails in common: they
+    count as one flat group over one adapter each."""
     counts = Counter(chip.rpartition("/")[0] for chip in chips)
     most = max(counts.values())
     if min(counts.values()) < most:
         return GroupShape(1, len(chips))
-    return GroupShape(most, len(counts), pool.adapters)
+    crowd = groups_per_nic(most, pool) if crowded else 1
+    return GroupShape(most, len(counts), pool.adapters, crowd)
 
 
 def sync_work(

@@ -77,9 +77,14 @@ def regular_group(members: int, inner: int, pool: Pool) -> GroupShape:
     """Where ``members`` ranks sit that lie ``inner`` chips apart. The other chips of their nodes
     are in groups like theirs, which share the adapters with them."""
     per_node = max(1, min(members, pool.chips_per_node // inner))
+    nodes = -(-members // per_node)
+    return GroupShape(per_node, nodes, pool.adapters, groups_per_nic(per_node, pool))
+
+
+def groups_per_nic(per_node: int, pool: Pool) -> int:
+    """Groups on each adapter of a node whose chips are all in groups of so many."""
     lanes = min(per_node, pool.adapters)
-    crowd = max(1, pool.chips_per_node // per_node * lanes // pool.adapters)
-    return GroupShape(per_node, -(-members // per_node), pool.adapters, crowd)
+    return max(1, pool.chips_per_node // per_node * lanes // pool.adapters)
 
 
 @functools.lru_cache(maxsize=8192)

@@ -7,7 +7,7 @@ import pytest
 
 from pluribus.core.errors import PlanError
 from pluribus.hardware.link import LinkSpec
-from pluribus.predict.predict import _durations, forecast, predict
+from pluribus.predict.predict import _durations, _heads, _sums, forecast, predict
 from pluribus.predict.price import stage_price
 from pluribus.predict.schedule import ActionKind, gradient_groups, plan_actions
 from pluribus.predict.setting import Setting
@@ -93,7 +93,10 @@ def test_like_pipelines_are_timed_once_and_all_the_same() -> None:
         for s, program in enumerate(stages)
     }
     prices = {(p, s): stage_price(SETTING, plan.pipelines[p], s) for p, s, _ in plan.stages}
-    whole = simulate(actions, _durations(plan, SETTING, groups, prices), groups)
+    durations = _durations(plan, SETTING, prices)
+    starts = {lane: head.end for lane, head in _heads(plan, durations, overlaps=False).items()}
+    sums = _sums(plan, SETTING, groups, prices, starts)
+    whole = simulate(actions, replace(durations, reduce=sums), groups)
     quick = forecast(plan, SETTING, {}).timeline
     assert quick.lanes.keys() == whole.lanes.keys()
     for lane, spans in whole.lanes.items():
