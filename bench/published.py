@@ -31,13 +31,13 @@ from pluribus.core.errors import PlanError
 from pluribus.core.units import GIB
 from pluribus.hardware.cluster import Cluster
 from pluribus.predict.calibrate import MeasuredRun, calibrate
-from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.compute import ROOFLINE_SPREAD
 from pluribus.predict.predict import forecast
 from pluribus.predict.regular import Terms, regular_terms
 from pluribus.predict.regular_memory import regular_memory
 from pluribus.predict.regular_plan import regular_pipelines
 from pluribus.predict.setting import Setting
+from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.job import DataSpec, Job, ModelSpec, TrainSpec
 from pluribus.spec.plan import Plan
 from pluribus.spec.prediction import ChipMemory, Interval, Prediction

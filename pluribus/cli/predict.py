@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from pluribus.cli.inputs import load_calibration
 from pluribus.cli.output import console, print_json, print_plan
 from pluribus.core.io import write_text
 from pluribus.core.schema import to_table
@@ -19,6 +20,7 @@ from pluribus.spec.profile import Profile
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", help="the plan, e.g. plan.json")
     parser.add_argument("--profile", help="measured times to use instead of the plan's own")
+    parser.add_argument("--calibration", help="a cluster's factors (calibration.json)")
     parser.add_argument("--html", metavar="FILE", help="write it as one HTML page")
     parser.add_argument("--trace", metavar="FILE", help="write the timeline as a Chrome trace")
     parser.add_argument("--json", action="store_true", help="print the prediction as JSON")
@@ -27,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     plan = Plan.load(arguments.plan)
     profile = Profile.load(arguments.profile) if arguments.profile else None
-    setting = Setting.of_plan(plan, profile)
+    calibration = load_calibration(arguments.calibration)
+    setting = Setting.of_plan(plan, profile, calibration)
     alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
     plan = replace(plan, prediction=forecast(plan, setting, alone).prediction)
     if arguments.html or arguments.trace:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pluribus.predict.calibration import IDENTITY, Calibration
+from pluribus.spec.calibration import IDENTITY, Calibration
 
 # Standard deviations of the priors in log space: how far each factor may plausibly be from 1.
 PRIOR: dict[str, float] = {

@@ -12,10 +12,10 @@ from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.layer import Layer, Recompute
 from pluribus.model.share import Share
-from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work, operator_work
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.predict.talk import Talk, layer_talk
+from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.profile import Profile
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from pluribus.hardware.chip import Chip
 from pluribus.model.operator import Operator
-from pluribus.predict.calibration import Calibration
 from pluribus.predict.gemm import gemm_constants, gemm_seconds
 from pluribus.predict.software import Software
+from pluribus.spec.calibration import Calibration
 
 # Launching one operator where nothing better is known; an order of magnitude, not fitted.
 LAUNCH_SECONDS = 5e-6

@@ -22,6 +22,7 @@ from pluribus.predict.schedule import (
 from pluribus.predict.setting import Setting
 from pluribus.predict.tail import shared_sums
 from pluribus.predict.timeline import Course, Durations, Lane, Timeline, simulate
+from pluribus.spec.calibration import Calibration
 from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
 from pluribus.spec.profile import Profile
@@ -41,15 +42,23 @@ class Forecast:
     timeline: Timeline
 
 
-def predict(plan: Plan, profile: Profile | None = None) -> Prediction:
+def predict(
+    plan: Plan, profile: Profile | None = None, calibration: Calibration | None = None
+) -> Prediction:
     """What a plan will take on its own job and cluster.
 
     Args:
         plan: a plan; what each pool delivers alone is taken from the prediction it carries.
         profile: measured facts to use instead of those it was planned with.
+        calibration: factors to use instead of those it was planned with.
     """
     alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
-    return forecast(plan, Setting.of_plan(plan, profile), alone).prediction
+    return forecast(plan, Setting.of_plan(plan, profile, calibration), alone).prediction
+
+
+def step_seconds(plan: Plan, setting: Setting) -> float:
+    """Seconds of one step: `forecast` without what it says of each stage."""
+    return _timed(plan, setting).timeline.end
 
 
 def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Forecast:
@@ -58,20 +67,8 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     Args:
         alone: tokens/s of each pool by itself, for the aggregation.
     """
-    groups = gradient_groups(plan, setting.tied_layers)
-    prices = {
-        (p, s): stage_price(setting, pipeline, s)
-        for p, pipeline in enumerate(plan.pipelines)
-        for s in range(len(pipeline.stages))
-    }
-    durations = _durations(plan, setting, prices)
-    heads = _heads(plan, durations, setting.software.overlap_messages)
-    start = {lane: head.end for lane, head in heads.items()}
-    durations = replace(durations, reduce=_sums(plan, setting, groups, prices, start))
-    tails = simulate(
-        {lane: tail_actions(lane, groups) for lane in heads}, durations, groups, start
-    ).courses
-    timeline = Timeline({lane: head.followed_by(tails[lane]) for lane, head in heads.items()})
+    timed = _timed(plan, setting)
+    prices, durations, timeline = timed.prices, timed.durations, timed.timeline
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
     bottleneck = max(prices, key=lambda lane: prices[lane].busy)
@@ -96,6 +93,32 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         money_per_step=_money_per_hour(plan, setting) * step / 3600,
     )
     return Forecast(prediction, timeline)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    prices: Mapping[Lane, StagePrice]
+    durations: Durations
+    timeline: Timeline
+
+
+def _timed(plan: Plan, setting: Setting) -> _Timed:
+    """The timeline of a plan's step, and what it was made of."""
+    groups = gradient_groups(plan, setting.tied_layers)
+    prices = {
+        (p, s): stage_price(setting, pipeline, s)
+        for p, pipeline in enumerate(plan.pipelines)
+        for s in range(len(pipeline.stages))
+    }
+    durations = _durations(plan, setting, prices)
+    heads = _heads(plan, durations, setting.software.overlap_messages)
+    start = {lane: head.end for lane, head in heads.items()}
+    durations = replace(durations, reduce=_sums(plan, setting, groups, prices, start))
+    tails = simulate(
+        {lane: tail_actions(lane, groups) for lane in heads}, durations, groups, start
+    ).courses
+    timeline = Timeline({lane: head.followed_by(tails[lane]) for lane, head in heads.items()})
+    return _Timed(prices, durations, timeline)
 
 
 def _heads(plan: Plan, durations: Durations, overlaps: bool) -> dict[Lane, Course]:

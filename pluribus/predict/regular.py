@@ -17,7 +17,6 @@ from pluribus.model.layer import Layer
 from pluribus.model.model import Model
 from pluribus.model.share import Share
 from pluribus.predict.boundary import boundary_work
-from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.compute import (
     LayerCost,
     added,
@@ -38,6 +37,7 @@ from pluribus.predict.replicas import (
     sync_work,
 )
 from pluribus.predict.software import PLURIBUS, Software
+from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.plan import ScheduleName
 
 

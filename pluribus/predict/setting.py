@@ -10,9 +10,9 @@ from pluribus.core.errors import PlanError
 from pluribus.hardware.cluster import Cluster, Pool
 from pluribus.model.layer import Recompute
 from pluribus.model.model import Model
-from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.compute import LayerCost, StageTime, added, layer_cost, share_of
 from pluribus.predict.software import PLURIBUS, Software
+from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.job import Job
 from pluribus.spec.plan import Pipeline, Plan, Stage
 from pluribus.spec.profile import Profile
@@ -44,12 +44,14 @@ class Setting:
     _pools: dict[str, Pool] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
-    def of_plan(cls, plan: Plan, profile: Profile | None = None) -> Setting:
+    def of_plan(
+        cls, plan: Plan, profile: Profile | None = None, calibration: Calibration | None = None
+    ) -> Setting:
         """The setting a plan was made in, from the tables it carries.
 
         Args:
             plan: the plan.
-            profile: used instead of the one it was planned with.
+            profile, calibration: used instead of those it was planned with.
 
         Raises:
             PlanError: its job or cluster is no longer the one it was made for.
@@ -67,7 +69,13 @@ class Setting:
                     where=f"plan.json [{name}]",
                     do=f"Change the {name} file instead and plan again: pluribus plan job.toml.",
                 )
-        return cls(job, Model.from_config(plan.model_config), cluster, profile or plan.profile)
+        return cls(
+            job,
+            Model.from_config(plan.model_config),
+            cluster,
+            profile or plan.profile,
+            calibration=calibration or plan.calibration or IDENTITY,
+        )
 
     @property
     def sequence_length(self) -> int:

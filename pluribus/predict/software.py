@@ -85,3 +85,8 @@ FSDP = Software(
     accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
     micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip
+
+# By the name a file of measured runs calls them.
+PROGRAMS = {
+    "pluribus": PLURIBUS, "megatron": MEGATRON, "megatron-2021": MEGATRON_2021, "fsdp": FSDP,
+}  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pluribus.core.errors import PlanError
 from pluribus.core.io import digest, read_json, write_json
 from pluribus.core.schema import from_table, to_table
+from pluribus.spec.calibration import Calibration
 from pluribus.spec.prediction import Alternative, Prediction
 from pluribus.spec.profile import Profile
 
@@ -166,6 +167,7 @@ class Plan:
         model_config: the model's config.json.
         directory: folder the job's paths are relative to.
         profile: the measured facts it was planned with, if any.
+        calibration: the cluster's factors it was planned with, if any.
         prediction: what `predict` said of it.
         alternatives: the plans that were weighed, best first.
         explanation: one line per thing the planner wants the user to know.
@@ -179,6 +181,7 @@ class Plan:
     model_config: dict[str, Any]
     directory: str = field(default=".", compare=False)
     profile: Profile | None = None
+    calibration: Calibration | None = None
     prediction: Prediction | None = None
     alternatives: tuple[Alternative, ...] = ()
     explanation: tuple[str, ...] = ()
@@ -210,7 +213,13 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         bare = replace(
-            self, directory=".", profile=None, prediction=None, alternatives=(), explanation=()
+            self,
+            directory=".",
+            profile=None,
+            calibration=None,
+            prediction=None,
+            alternatives=(),
+            explanation=(),
         )
         return digest(to_table(bare))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pluribus.hardware.catalogue import find_chip
 from pluribus.predict.calibrate import MeasuredRun, calibrate
-from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.gemm import gemm_seconds
+from pluribus.spec.calibration import IDENTITY, Calibration
 
 # Seconds in matrix products and in traffic between nodes, of eight runs of one cluster.
 RUNS = [

@@ -11,13 +11,13 @@ from pluribus.core.errors import PlanError
 from pluribus.hardware.catalogue import find_chip
 from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
-from pluribus.predict.calibration import Calibration
 from pluribus.predict.predict import Forecast, forecast
 from pluribus.predict.regular import Layout, regular_terms
 from pluribus.predict.regular_memory import regular_memory
 from pluribus.predict.regular_plan import regular_pipelines
 from pluribus.predict.setting import Setting
 from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, PLURIBUS, Software
+from pluribus.spec.calibration import Calibration
 from pluribus.spec.prediction import ChipMemory
 
 from ..small import make_job, make_plan, make_setting
