@@ -154,7 +154,8 @@ def test_the_public_names() -> None:
     assert pluribus.__all__ == sorted(pluribus.__all__)
     assert pluribus.__all__ == [
         "Calibration", "Chip", "Cluster", "Job", "Model", "Plan", "PluribusError", "Prediction",
-        "Profile", "__version__", "calibrate", "plan", "predict", "probe", "profile", "report", "train",
+        "Profile", "__version__", "calibrate", "plan", "predict", "probe", "profile", "report",
+        "train",
     ]  # fmt: skip
     for name in pluribus.__all__:
         assert getattr(pluribus, name) is not None
