@@ -27,11 +27,10 @@ from typing import Any
 
 from published_rows import Row, UnusableError, parse_row, read_rows
 
-from pluribus.core.errors import PlanError
+from pluribus.core.errors import PlanError, PluribusError
 from pluribus.core.units import GIB
 from pluribus.hardware.cluster import Cluster
-from pluribus.predict.calibrate import MeasuredRun, calibrate
-from pluribus.predict.compute import ROOFLINE_SPREAD
+from pluribus.predict.calibrate import MeasuredRun, calibrate, interval
 from pluribus.predict.predict import forecast
 from pluribus.predict.regular import Terms, regular_terms
 from pluribus.predict.regular_memory import regular_memory
@@ -40,7 +39,7 @@ from pluribus.predict.setting import Setting
 from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.job import DataSpec, Job, ModelSpec, TrainSpec
 from pluribus.spec.plan import Plan
-from pluribus.spec.prediction import ChipMemory, Interval, Prediction
+from pluribus.spec.prediction import ChipMemory, Prediction
 
 RIVALS = """published errors of others (their own data unless said):
   vTrain 8.37 % on its 1,440 single-node runs, 14.73 % on its 109 multi-node runs
@@ -133,7 +132,7 @@ def load(paths: Sequence[Path]) -> tuple[list[Row], Counter[str]]:
         for raw in read_rows(path):
             try:
                 rows.append(parse_row(raw))
-            except UnusableError as error:
+            except (UnusableError, PluribusError) as error:
                 skipped[f"{(raw.get('source') or '?')[:40]}: {error}"] += 1
     return rows, skipped
 
@@ -164,15 +163,14 @@ def score(
             factors = calibrate(runs, start)
             for i in members:
                 if i not in chosen:
-                    spread = factors.spread or ROOFLINE_SPREAD
-                    interval = Interval.around(terms[i].seconds(factors), spread)
+                    expected = interval(terms[i].seconds, factors)
                     records.append(
                         {
                             "row": i,
                             "draw": draw,
-                            "predicted": interval.mid,
+                            "predicted": expected.mid,
                             "measured": rows[i].seconds,
-                            "covered": interval.low <= rows[i].seconds <= interval.high,
+                            "covered": expected.low <= rows[i].seconds <= expected.high,
                         }
                     )
     return records
@@ -194,10 +192,9 @@ def _from_others(
         runs += [MeasuredRun(terms[i].seconds, rows[i].seconds) for i in chosen]
     if not runs:
         return IDENTITY
-    # Sources differ more than runs of one source do.
+    # The cluster differs from the others in what all of them differ: as much as from none.
     found = calibrate(runs)
-    errors = sorted(abs(math.log(run.predict(found) / run.seconds)) for run in runs)
-    return replace(found, spread=math.expm1(errors[int(0.8 * (len(errors) - 1))]))
+    return replace(found, covariance=None, runs=0)
 
 
 def summarise(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

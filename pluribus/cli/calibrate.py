@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 
 from rich.table import Table
 
@@ -11,7 +10,7 @@ from pluribus._api import calibrate
 from pluribus.cli.output import console, print_json
 from pluribus.core.io import read_json
 from pluribus.core.units import format_seconds
-from pluribus.spec.calibration import CalibrationRecord
+from pluribus.spec.calibration import FACTORS, CalibrationRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +45,9 @@ def _print(record: CalibrationRecord) -> None:
         )  # fmt: skip
     console.print(table)
     factors = record.factors
-    names = [field.name for field in fields(factors) if field.name != "spread"]
-    console.print("factors: " + ", ".join(f"{name} {getattr(factors, name):.3f}" for name in names))
-    console.print(f"80 % of new runs are expected within ± {factors.spread or 0:.0%}")
+    console.print(
+        "factors: " + ", ".join(f"{name} {getattr(factors, name):.3f}" for name in FACTORS)
+    )
+    console.print(
+        f"runs like these are expected within ± {factors.spread or 0:.0%}, others within more"
+    )

@@ -23,8 +23,9 @@ from pluribus.spec.profile import Profile
 ROOFLINE_SPREAD = 0.25
 
 # Bytes one update moves per parameter: fp32 gradient read for the norm and again for the
-# update, master weight and both moments read and written, the 16-bit copy written.
-UPDATE_BYTES = 34
+# update, master weight and both moments read and written, the 16-bit copy written, and the
+# gradient cleared.
+UPDATE_BYTES = 38
 
 # How sharply the slower of host and chip sets the pace; fitted on half of vTrain's single-node
 # runs.

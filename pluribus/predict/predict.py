@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pluribus.predict.boundary import boundary_seconds, crossing_messages
+from pluribus.predict.calibrate import interval
 from pluribus.predict.gradients import capacities, gradient_sum
 from pluribus.predict.memory import stage_memory
 from pluribus.predict.price import StagePrice, stage_price
@@ -79,11 +80,9 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         )
         for p, pipeline in enumerate(plan.pipelines)
     )
-    # Whichever stage errs most can become the bottleneck.
-    spread = setting.calibration.spread or max(p.whole.spread for p in prices.values())
     total_alone = sum(alone.values())
     prediction = Prediction(
-        step_seconds=Interval.around(step, spread),
+        step_seconds=_interval(plan, setting, step, prices),
         breakdown=_breakdown(durations, timeline, bottleneck, prices[bottleneck]),
         stages=stages,
         tokens_per_s=tokens_per_s,
@@ -249,6 +248,18 @@ def _breakdown(
         context_communication=rounds * whole.context,
         weight_gather=rounds * whole.gather,
     )
+
+
+def _interval(
+    plan: Plan, setting: Setting, step: float, prices: Mapping[Lane, StagePrice]
+) -> Interval:
+    """The step's seconds with the range to expect: of a calibrated cluster by what its runs left
+    uncertain, otherwise by the stage that errs most, which can become the bottleneck."""
+    if setting.calibration.runs:
+        return interval(
+            lambda factors: step_seconds(plan, setting.calibrated(factors)), setting.calibration
+        )
+    return Interval.around(step, max(price.whole.spread for price in prices.values()))
 
 
 def _mfu(plan: Plan, setting: Setting, tokens_per_s: float) -> float | None:

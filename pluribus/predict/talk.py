@@ -42,8 +42,9 @@ def layer_talk(layer: Layer, pool: Pool, share: Share, software: Software = PLUR
     """The collectives of one direction of one layer.
 
     Tensor parallelism sums the hidden state twice in a block and once in an embedding or head
-    (Shoeybi et al. 2019, arXiv 1909.08053 §3; with sequence parallelism a gather and a scatter
-    of as many bytes). Experts exchange every token's copies before and after their network
+    (Shoeybi et al. 2019, arXiv 1909.08053 §3); tokens divided between these regions are gathered
+    before and scattered after each (Korthikanti et al. 2022, arXiv 2205.05198, §4.2.2): as many
+    bytes, no sum in a switch. Experts exchange every token's copies before and after their network
     (Lepikhin et al. 2020, arXiv 2006.16668 §3). Context-parallel ranks pass keys and values of
     the whole sequence around (Liu et al. 2023, arXiv 2310.01889).
     """
@@ -53,7 +54,9 @@ def layer_talk(layer: Layer, pool: Pool, share: Share, software: Software = PLUR
     tensor = expert = context = NOTHING
     if share.tp > 1:
         sums = (2 if block else 1) * (1 - software.overlap_tensor)
-        tensor = collective_work("all_reduce", hidden, share.tp, 1, pool) * sums
+        ops = ("all_gather", "reduce_scatter") if share.sequence_parallel else ("all_reduce",)
+        for op in ops:
+            tensor += collective_work(op, hidden, share.tp, 1, pool) * sums
     if share.cp > 1 and block:
         heads = layer.attention
         width = getattr(heads, "num_kv_heads", 1) * getattr(heads, "head_dim", 0) or 512

@@ -3,14 +3,29 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pluribus.core.errors import ConfigError
 from pluribus.core.io import read_json, write_json
 from pluribus.core.schema import from_table, to_table
 
 CALIBRATION_VERSION = 1
+
+# Standard deviations of the factors' priors in log space: how far each may plausibly be from 1.
+PRIOR: Mapping[str, float] = MappingProxyType({
+    "matmul": 0.1,
+    "attention": 0.2,
+    "memory": 0.2,
+    "host": 0.3,
+    "intra": 0.2,
+    "inter": 0.3,
+    "overhead": 0.15,
+})  # fmt: skip
+FACTORS = tuple(PRIOR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +40,10 @@ class Calibration:
         intra: on collectives inside a node.
         inter: on collectives and messages between nodes.
         overhead: on the whole step; what is in none of the others.
-        spread: relative half-width of an interval that covers 80 % of new runs; None before
-            calibration.
+        covariance: of the logarithms of the factors, in the order of `FACTORS`; None before
+            calibration, when the priors count.
+        residual: deviation in log space of a run whose factors are known.
+        runs: how many runs the factors come from.
     """
 
     matmul: float = 1.0
@@ -36,12 +53,22 @@ class Calibration:
     intra: float = 1.0
     inter: float = 1.0
     overhead: float = 1.0
-    spread: float | None = None
+    covariance: tuple[tuple[float, ...], ...] | None = None
+    residual: float = 0.0
+    runs: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} is {value}", do="Write a number above zero.")
+        for name in FACTORS:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}", do="Write a number above zero."
+                )
+
+    @property
+    def spread(self) -> float | None:
+        """Relative half-width that covers 80 % of runs whose factors are known; None before
+        calibration. `predict.calibrate.interval` adds what is uncertain about the factors."""
+        return math.expm1(1.2816 * self.residual) if self.runs else None
 
 
 IDENTITY = Calibration()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import pytest
 from pluribus.cli.main import main
 from pluribus.predict.predict import step_seconds
 from pluribus.predict.setting import Setting
-from pluribus.spec.calibration import Calibration, CalibrationRecord
+from pluribus.spec.calibration import FACTORS, Calibration, CalibrationRecord
 from pluribus.spec.plan import Plan
 
 from .test_bad_input import folder  # noqa: F401 - the fixture
 
-TRUTH = Calibration(matmul=1.3, memory=1.3, inter=1.2, overhead=1.1)
+TRUTH = Calibration(matmul=1.2, memory=1.3, inter=1.2, overhead=1.1)
+SURE = replace(TRUTH, covariance=(((0.0,) * len(FACTORS),) * len(FACTORS)), residual=0.05, runs=8)
+
+WIDTH = math.exp(1.372 * 0.05)  # Student's t with ten degrees of freedom, 80 %
 
 
 @pytest.fixture
@@ -74,20 +78,20 @@ def test_plans_carry_the_factors_and_their_interval(
     planned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = planned / "calibration.json"
-    CalibrationRecord(factors=replace(TRUTH, spread=0.07), runs=()).save(file)
+    CalibrationRecord(factors=SURE, runs=()).save(file)
     job, out = str(planned / "job.toml"), planned / "calibrated.json"
     assert main(["plan", job, "--calibration", str(file), "--out", str(out)]) == 0
     plan, before = Plan.load(out), Plan.load(planned / "plan.json")
-    assert plan.calibration == replace(TRUTH, spread=0.07)
+    assert plan.calibration == SURE
     assert plan.prediction is not None
     step = plan.prediction.step_seconds
-    assert step.high == pytest.approx(1.07 * step.mid)
+    assert step.high == pytest.approx(WIDTH * step.mid)
     capsys.readouterr()
     # The same plan says the same again; another plan says it with the factors asked for.
     for name, options in (("calibrated.json", []), ("plan.json", ["--calibration", str(file)])):
         assert main(["predict", str(planned / name), "--json", *options]) == 0
         said = json.loads(capsys.readouterr().out)["step_seconds"]
-        assert said["high"] == pytest.approx(1.07 * said["mid"])
+        assert said["high"] == pytest.approx(WIDTH * said["mid"])
     assert said["mid"] == pytest.approx(truly(before))
 
 

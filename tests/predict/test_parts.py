@@ -178,7 +178,7 @@ def test_recompute_runs_the_forward_of_blocks_again() -> None:
 
 
 def test_the_update_is_memory_traffic_unless_measured() -> None:
-    assert optimizer_seconds(1000, POOL.chip, None) == pytest.approx(34_000 / 90e9)
+    assert optimizer_seconds(1000, POOL.chip, None) == pytest.approx(38_000 / 90e9)
     measured = OptimizerTime(chip="fast", seconds_per_parameter=2e-3, spread=0.0)
     profile = Profile(cluster_digest="", optimizers=(measured,))
     assert optimizer_seconds(1000, POOL.chip, profile) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from pluribus.predict.regular_memory import regular_memory
 from pluribus.predict.regular_plan import regular_pipelines
 from pluribus.predict.setting import Setting
 from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, PLURIBUS, Software
+from pluribus.spec.calibration import FACTORS as FACTOR_NAMES
 from pluribus.spec.calibration import Calibration
 from pluribus.spec.prediction import ChipMemory
 
@@ -41,9 +43,7 @@ EXPERTS = Model.from_config(
         "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000,
     }
 )  # fmt: skip
-FACTORS = Calibration(
-    matmul=1.1, memory=0.9, host=1.2, intra=1.3, inter=0.8, overhead=1.05, spread=0.1
-)
+FACTORS = Calibration(matmul=1.1, memory=0.9, host=1.2, intra=1.3, inter=0.8, overhead=1.05)
 
 
 def setting_of(layout: Layout, model: Model = DENSE, software: Software = PLURIBUS) -> Setting:
@@ -150,9 +150,11 @@ def test_factors_reach_every_part_of_a_plan() -> None:
     for name in ("matmul", "memory", "host", "intra", "inter", "overhead"):
         slower = as_plan(layout, software=MEGATRON_2021, factors=Calibration(**{name: 2.0}))
         assert slower.prediction.step_seconds.mid > plain.prediction.step_seconds.mid * 1.0001
-    step = as_plan(layout).prediction.step_seconds
-    assert step.high / step.mid == pytest.approx(1.1)
-    assert step.mid / step.low == pytest.approx(1.1)
+    sure = replace(FACTORS, covariance=(*[(0.0,) * len(FACTOR_NAMES)] * len(FACTOR_NAMES),),
+                   residual=0.1, runs=8)  # fmt: skip
+    step = as_plan(layout, factors=sure).prediction.step_seconds
+    assert step.high / step.mid == pytest.approx(math.exp(1.372 * 0.1))
+    assert step.mid / step.low == pytest.approx(step.high / step.mid)
 
 
 def test_the_talk_of_a_stages_ranks_is_told_apart() -> None:
