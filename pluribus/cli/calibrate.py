@@ -49,5 +49,6 @@ def _print(record: CalibrationRecord) -> None:
         "factors: " + ", ".join(f"{name} {getattr(factors, name):.3f}" for name in FACTORS)
     )
     console.print(
-        f"runs like these are expected within ± {factors.spread or 0:.0%}, others within more"
+        f"80 % of runs like these are expected within ± {factors.spread or 0:.0%}, of others "
+        "within more"
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pluribus.cli.inputs import load_calibration
-from pluribus.cli.output import console, print_json, print_plan
+from pluribus.cli.output import console, print_details, print_json, print_plan
 from pluribus.core.io import write_text
 from pluribus.core.schema import to_table
 from pluribus.predict.predict import forecast
@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(to_table(plan.prediction))
         return 0
     print_plan(plan)
+    print_details(plan)
     for file in (arguments.html, arguments.trace):
         if file:
             console.print(f"wrote {file}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -90,6 +91,7 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
         aggregation=tokens_per_s / total_alone if total_alone else None,
         alone_tokens_per_s=dict(alone),
         money_per_step=_money_per_hour(plan, setting) * step / 3600,
+        bound_tokens_per_s=_bound(plan, setting),
     )
     return Forecast(prediction, timeline)
 
@@ -272,6 +274,18 @@ def _mfu(plan: Plan, setting: Setting, tokens_per_s: float) -> float | None:
         peak += tflops * 1e12 * len(stage.chips)
     flops_per_token = 3 * setting.model.forward_flops_per_token(setting.sequence_length)
     return flops_per_token * tokens_per_s / peak
+
+
+def _bound(plan: Plan, setting: Setting) -> float:
+    """See `Prediction.bound_tokens_per_s`; by the plan's own micro-batch sizes."""
+    whole = (0, len(setting.model.layers))
+    sizes = {pipeline.micro_batch_size for pipeline in plan.pipelines}
+    chips = Counter(stage.pool for _, _, stage in plan.stages for _ in stage.chips)
+    rate = 0.0
+    for pool, count in chips.items():
+        times = {size: setting.layers_time(pool, whole, size, 1, "none").total for size in sizes}
+        rate += count * max(size / seconds for size, seconds in times.items())
+    return rate * setting.sequence_length / setting.calibration.overhead
 
 
 def _money_per_hour(plan: Plan, setting: Setting) -> float:

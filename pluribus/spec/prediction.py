@@ -114,6 +114,9 @@ class Prediction:
             hold the model alone.
         alone_tokens_per_s: per pool address, what it delivers alone (0: does not fit).
         money_per_step: of every chip of the plan for one step, in the cluster's currency.
+        bound_tokens_per_s: what the plan's chips would compute if each trained whole sequences by
+            itself with room for all, and never talked, waited or recomputed: no plan on them
+            computes more where every chip is alike, and few come near it where chips are unlike.
     """
 
     step_seconds: Interval
@@ -124,6 +127,12 @@ class Prediction:
     aggregation: float | None
     alone_tokens_per_s: dict[str, float]
     money_per_step: float
+    bound_tokens_per_s: float = 0.0
+
+    @property
+    def of_bound(self) -> float | None:
+        """Throughput ÷ the compute bound; unlike aggregation it needs no plan of a pool alone."""
+        return self.tokens_per_s / self.bound_tokens_per_s if self.bound_tokens_per_s else None
 
 
 @dataclass(frozen=True, kw_only=True)

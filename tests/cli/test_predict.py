@@ -25,4 +25,6 @@ def test_predict_repeats_the_plan_and_draws_it(
     assert "<svg" in page.read_text()
     assert json.loads(trace.read_text())["traceEvents"]
     assert main(words) == 0
-    assert "Who does what" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for words in ("Who does what", "The busiest chip's step", "Memory of each chip", "bound"):
+        assert words in shown

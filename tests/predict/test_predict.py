@@ -142,6 +142,23 @@ def test_money_and_peak_count_every_chip_of_the_plan() -> None:
     assert prediction.mfu == pytest.approx(flops / step / 62e12)
 
 
+def test_no_chip_computes_more_than_the_bound() -> None:
+    """One chip that never waits reaches it but for the update; recompute falls short of it."""
+    pipeline = make_pipeline(("here/a/0/0", 0, 6), micro_batches=22)
+    plan = make_plan(SETTING, pipeline)
+    prediction = forecast(plan, SETTING, {}).prediction
+    step, parts = prediction.step_seconds.mid, prediction.breakdown
+    assert prediction.of_bound == pytest.approx(1 - parts.optimizer / step)
+    again = make_plan(SETTING, make_pipeline(("here/a/0/0", 0, 6), micro_batches=22,
+                                             recompute="full"))  # fmt: skip
+    assert forecast(again, SETTING, {}).prediction.of_bound < prediction.of_bound
+    mixed = forecast(unlike_plan(), SETTING, {}).prediction
+    assert mixed.aggregation is None
+    assert 0 < mixed.of_bound < 1
+    six = mixed.bound_tokens_per_s - 6 * prediction.bound_tokens_per_s
+    assert six > 0  # the two slow chips add to the six fast ones
+
+
 def test_no_peak_no_mfu(tmp_path: Path) -> None:
     """And such a plan comes back from its file."""
     chip = replace(make_chip(), peak_tflops={})
