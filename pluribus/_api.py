@@ -67,10 +67,18 @@ def plan(
 def predict(
     plan: Plan, profile: Profile | None = None, *, calibration: Calibration | None = None
 ) -> Prediction:
-    """What a plan will take: seconds, bytes and money."""
-    from pluribus.predict.predict import predict as run
+    """What a plan will take: seconds, bytes and money.
 
-    return run(plan, profile, calibration)
+    Args:
+        profile, calibration: used instead of those it was planned with; what each pool delivers
+            alone is then planned anew.
+    """
+    from pluribus.plan.alone import known_or_searched
+    from pluribus.predict.predict import forecast
+    from pluribus.predict.setting import Setting
+
+    setting = Setting.of_plan(plan, profile, calibration)
+    return forecast(plan, setting, known_or_searched(plan, setting)).prediction
 
 
 def calibrate(*runs: str | Path) -> CalibrationRecord:

@@ -11,6 +11,7 @@ from pluribus.cli.inputs import load_calibration
 from pluribus.cli.output import console, print_details, print_json, print_plan
 from pluribus.core.io import write_text
 from pluribus.core.schema import to_table
+from pluribus.plan.alone import known_or_searched
 from pluribus.predict.predict import forecast
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     profile = Profile.load(arguments.profile) if arguments.profile else None
     calibration = load_calibration(arguments.calibration)
     setting = Setting.of_plan(plan, profile, calibration)
-    alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
+    alone = known_or_searched(plan, setting)
     plan = replace(plan, prediction=forecast(plan, setting, alone).prediction)
     if arguments.html or arguments.trace:
         _draw(plan, setting, arguments)
