@@ -179,7 +179,7 @@ COMMAND_LINE = {
     "plan": ["--calibration", "--cluster", "--json", "--out", "--profile", "job"],
     "predict": ["--calibration", "--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
-    "profile": ["--cluster", "--json", "--out", "job"],
+    "profile": ["--cluster", "--from-aic", "--json", "--operators", "--out", "job"],
     "report": ["--json", "folder"],
     "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
 }

@@ -1,22 +1,27 @@
 """Seconds of a layer on a chip: measured where a Profile has it, otherwise the sum of its
-operators, each by its shape (`operators.py`), and of what its ranks say to each other."""
+operators, each from the profile's tables (`operator_tables.py`) or by its shape (`operators.py`),
+and of what its ranks say to each other. Measurements of the layer at other sizes correct that sum
+(`nearby.py`)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.layer import Layer, Recompute
 from pluribus.model.share import Share
+from pluribus.predict.nearby import Level
+from pluribus.predict.operator_tables import TABLE_SPREAD, OperatorTimes, operator_times
 from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work, operator_work
 from pluribus.predict.software import PLURIBUS, Software
+from pluribus.predict.stage_time import StageTime, added
 from pluribus.predict.talk import Talk, layer_talk
 from pluribus.spec.calibration import IDENTITY, Calibration
-from pluribus.spec.profile import Profile
+from pluribus.spec.profile import LayerTime, Profile
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
@@ -33,33 +38,6 @@ PACE_POWER = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class StageTime:
-    """Seconds of one micro-batch through some layers, and how uncertain they are.
-
-    Attributes:
-        backward: with the recomputed forward, where the stage recomputes.
-        spread: relative half-width.
-        weight_gradient: the part of backward that makes the gradients of weights, which a
-            zero-bubble schedule can do later.
-        tensor, expert, context: the part of both that is talk between the ranks of the stage.
-        gather: the part of both that waits for weights that ZeRO-3 has elsewhere.
-    """
-
-    forward: float
-    backward: float
-    spread: float
-    weight_gradient: float = 0.0
-    tensor: float = 0.0
-    expert: float = 0.0
-    context: float = 0.0
-    gather: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
-
-
-@dataclass(frozen=True, slots=True)
 class LayerCost:
     """One kind of layer for one micro-batch, before a cluster's factors.
 
@@ -68,6 +46,7 @@ class LayerCost:
         weight: seconds of the backward that make weight gradients.
         talk: of one direction.
         block: whether full recompute runs it again, and the host launches it.
+        spread: relative half-width of its interval before calibration.
         measured: its time in a profile, which replaces all of the above.
     """
 
@@ -76,6 +55,7 @@ class LayerCost:
     weight: float
     talk: Talk
     block: bool
+    spread: float = ROOFLINE_SPREAD
     measured: StageTime | None = None
 
     def time(
@@ -97,7 +77,7 @@ class LayerCost:
         return StageTime(
             forward,
             backward + again * forward,
-            calibration.spread or ROOFLINE_SPREAD,
+            calibration.spread or self.spread,
             self.weight * calibration.matmul,
             tensor=(2 + again) * self.talk.tensor.seconds(calibration),
             expert=(2 + again) * self.talk.expert.seconds(calibration),
@@ -116,20 +96,6 @@ def _pace(chip: float, host: float) -> float:
 def recomputed_share(software: Software, recompute: Recompute) -> float:
     """The part of a block's forward that runs again in its backward."""
     return {"none": 0.0, "selective": software.selective_again, "full": 1.0}[recompute]
-
-
-def added(times: Sequence[tuple[StageTime, float]]) -> StageTime:
-    """Several times one after another, each so many times over."""
-    total = sum(count * time.total for time, count in times)
-    spread = sum(count * time.spread * time.total for time, count in times)
-
-    def each(name: str) -> float:
-        return sum(count * getattr(time, name) for time, count in times)
-
-    return StageTime(
-        each("forward"), each("backward"), spread / total if total else 0.0,
-        each("weight_gradient"), each("tensor"), each("expert"), each("context"), each("gather"),
-    )  # fmt: skip
 
 
 def share_of(
@@ -156,17 +122,71 @@ def layer_cost(
     Raises:
         PlanError: the chip has no arithmetic of this precision.
     """
+    times = operator_times(profile, pool.chip)
+    formula = _formula(layer, pool, share, precision, software, times)
+    if not profile or share.cp > 1 or share.ep > 1:  # profiles measure no such ranks
+        return formula
+    shape = (share.micro_batch, share.sequence_length, share.tp)
+    found = profile.layer(pool.chip.key, layer.signature, *shape, precision)
+    if found:
+        weights = found.backward * _weight_gradient_share(layer, *shape)
+        measured = StageTime(found.forward, found.backward, found.spread, weights)
+        return LayerCost(Work(), Work(), 0.0, Talk(), formula.block, measured=measured)
+    near = profile.layers_like(pool.chip.key, layer.signature, precision)
+    if not near:
+        return formula
+    level = _level(replace(layer, name=""), pool, near, software, times)
+    sums = formula.talk.total.seconds(IDENTITY)
+    corrected = level.correct(_alone(formula), sums, shape)
+    return replace(formula, talk=Talk(), measured=corrected)
+
+
+def _alone(cost: LayerCost) -> StageTime:
+    """A layer by its formula, without talk, a host's launches and a cluster's factors."""
+    return StageTime(
+        cost.forward.seconds(IDENTITY), cost.backward.seconds(IDENTITY), cost.spread, cost.weight
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _level(
+    layer: Layer,
+    pool: Pool,
+    near: tuple[LayerTime, ...],
+    software: Software,
+    times: OperatorTimes | None,
+) -> Level:
+    """The measured times of a layer beside what its formula says of them."""
+    guesses = []
+    for time in near:
+        share = share_of(
+            time.micro_batch, time.sequence_length, time.precision, software,
+            tp=time.tensor_parallel,
+        )  # fmt: skip
+        cost = _formula(layer, pool, share, time.precision, software, times)
+        alone, sums = _alone(cost), cost.talk.total.seconds(IDENTITY)
+        guesses.append((alone.forward + sums, alone.backward + sums))
+    return Level(near, guesses)
+
+
+def _formula(
+    layer: Layer,
+    pool: Pool,
+    share: Share,
+    precision: str,
+    software: Software,
+    times: OperatorTimes | None,
+) -> LayerCost:
+    """One layer as the sum of its operators, and what its ranks say to each other."""
     block = layer.kind in ("dense", "moe")
-    measured = None
-    if profile and share.cp == share.ep == 1:  # profiles measure no other ranks
-        shape = (share.micro_batch, share.sequence_length, share.tp)
-        found = profile.layer(pool.chip.key, layer.signature, *shape, precision)
-        if found:
-            weights = found.backward * _weight_gradient_share(layer, *shape)
-            measured = StageTime(found.forward, found.backward, found.spread, weights)
-            return LayerCost(Work(), Work(), 0.0, Talk(), block, measured)
-    shape = (share.micro_batch, share.sequence_length, share.tp, share.cp, share.ep)
-    ahead, back, weight = layer_work(layer, pool.chip, shape, precision, software)
+    shape: tuple[int, ...] = (
+        share.micro_batch,
+        share.sequence_length,
+        share.tp,
+        share.cp,
+        share.ep,
+    )
+    ahead, back, weight = layer_work(layer, pool.chip, shape, precision, software, times)
     if share.cp > 1:
         extra = software.ring_attention - 1
         ahead += Work(attention=ahead.attention * extra)
@@ -177,7 +197,9 @@ def layer_cost(
         summed = layer.parameters_per_rank(tp=share.tp, ep=share.ep)
         rate = pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
         back += Work(memory=summed * software.accumulate_bytes / rate)
-    return LayerCost(ahead, back, weight, layer_talk(layer, pool, share, software), block)
+    talk = layer_talk(layer, pool, share, software, times)
+    spread = TABLE_SPREAD if times else ROOFLINE_SPREAD
+    return LayerCost(ahead, back, weight, talk, block, spread)
 
 
 def stage_time(
@@ -259,11 +281,13 @@ def layer_work(
     shape: tuple[int, ...],
     precision: str,
     software: Software = PLURIBUS,
+    times: OperatorTimes | None = None,
 ) -> tuple[Work, Work, float]:
     """Forward, backward and its weight-gradient part of one layer, without communication.
 
     Args:
         shape: micro-batch, sequence length, and the degrees tp, cp and ep (1 where left out).
+        times: tables of the chip, which replace the formula of an operator they have.
     """
     micro_batch, sequence_length, tp, cp, ep = (*shape, 1, 1, 1)[:5]
     # Head and embedding stay in 16 bits where the matrices of the blocks are in 8.
@@ -275,7 +299,9 @@ def layer_work(
     for operator in layer.operators(
         micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=element
     ):
-        ahead, back, weight = operator_work(operator, chip, precision, software, passes)
+        tabled = times and times.work(operator, precision, micro_batch)
+        found = tabled or operator_work(operator, chip, precision, software, passes)
+        ahead, back, weight = found
         forward, backward, weights = forward + ahead, backward + back, weights + weight
     return forward, backward, weights
 

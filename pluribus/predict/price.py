@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pluribus.predict.compute import StageTime, added, optimizer_seconds, share_of
+from pluribus.predict.compute import optimizer_seconds, share_of
 from pluribus.predict.degrees import Degrees, Parameters, updated
 from pluribus.predict.memory import held_parameters
 from pluribus.predict.replicas import Replicas, exposed_seconds, gather_work
 from pluribus.predict.setting import Setting
+from pluribus.predict.stage_time import StageTime, added, scaled
 from pluribus.spec.plan import Pipeline
 
 
@@ -72,17 +73,6 @@ def with_gather(time: StageTime, seconds: float) -> StageTime:
     return replace(
         time, forward=time.forward + waits / 2, backward=time.backward + waits / 2,
         gather=time.gather + waits,
-    )  # fmt: skip
-
-
-def scaled(time: StageTime, factor: float) -> StageTime:
-    """All of a time's seconds so many times over."""
-    if factor == 1:
-        return time
-    return StageTime(
-        time.forward * factor, time.backward * factor, time.spread,
-        time.weight_gradient * factor, time.tensor * factor, time.expert * factor,
-        time.context * factor, time.gather * factor,
     )  # fmt: skip
 
 

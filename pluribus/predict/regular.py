@@ -19,7 +19,6 @@ from pluribus.model.share import Share
 from pluribus.predict.boundary import boundary_work
 from pluribus.predict.compute import (
     LayerCost,
-    added,
     counted,
     layer_cost,
     share_of,
@@ -37,6 +36,7 @@ from pluribus.predict.replicas import (
     sync_work,
 )
 from pluribus.predict.software import PLURIBUS, Software
+from pluribus.predict.stage_time import added
 from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.plan import ScheduleName
 

@@ -10,8 +10,9 @@ from pluribus.core.errors import PlanError
 from pluribus.hardware.cluster import Cluster, Pool
 from pluribus.model.layer import Recompute
 from pluribus.model.model import Model
-from pluribus.predict.compute import LayerCost, StageTime, added, layer_cost, share_of
+from pluribus.predict.compute import LayerCost, layer_cost, share_of
 from pluribus.predict.software import PLURIBUS, Software
+from pluribus.predict.stage_time import StageTime, added
 from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.job import Job
 from pluribus.spec.plan import Pipeline, Plan, Stage

@@ -15,6 +15,7 @@ from pluribus.model.share import Share
 from pluribus.predict.algorithms import GroupShape
 from pluribus.predict.collectives import collective_seconds
 from pluribus.predict.link_classes import Links, links_of
+from pluribus.predict.operator_tables import OperatorTimes
 from pluribus.predict.operators import Work
 from pluribus.predict.software import PLURIBUS, Software
 
@@ -38,7 +39,13 @@ class Talk:
         return self.tensor + self.expert + self.context
 
 
-def layer_talk(layer: Layer, pool: Pool, share: Share, software: Software = PLURIBUS) -> Talk:
+def layer_talk(
+    layer: Layer,
+    pool: Pool,
+    share: Share,
+    software: Software = PLURIBUS,
+    times: OperatorTimes | None = None,
+) -> Talk:
     """The collectives of one direction of one layer.
 
     Tensor parallelism sums the hidden state twice in a block and once in an embedding or head
@@ -47,6 +54,9 @@ def layer_talk(layer: Layer, pool: Pool, share: Share, software: Software = PLUR
     bytes, no sum in a switch. Experts exchange every token's copies before and after their network
     (Lepikhin et al. 2020, arXiv 2006.16668 §3). Context-parallel ranks pass keys and values of
     the whole sequence around (Liu et al. 2023, arXiv 2310.01889).
+
+    Args:
+        times: measured collectives of the chip, which replace the formula where they are.
     """
     hidden = layer.output_bytes(share.micro_batch, share.sequence_length, share.bytes_per_element)
     hidden /= share.cp
@@ -54,9 +64,7 @@ def layer_talk(layer: Layer, pool: Pool, share: Share, software: Software = PLUR
     tensor = expert = context = NOTHING
     if share.tp > 1:
         sums = (2 if block else 1) * (1 - software.overlap_tensor)
-        ops = ("all_gather", "reduce_scatter") if share.sequence_parallel else ("all_reduce",)
-        for op in ops:
-            tensor += collective_work(op, hidden, share.tp, 1, pool) * sums
+        tensor = _around_region(hidden, pool, share, times) * sums
     if share.cp > 1 and block:
         heads = layer.attention
         width = getattr(heads, "num_kv_heads", 1) * getattr(heads, "head_dim", 0) or 512
@@ -69,6 +77,20 @@ def layer_talk(layer: Layer, pool: Pool, share: Share, software: Software = PLUR
         # Experts are whole, so their group runs over tensor-parallel neighbours first.
         expert = collective_work("all_to_all", pairs, share.ep, 1, pool) * 2
     return Talk(tensor, expert, context)
+
+
+def _around_region(hidden: float, pool: Pool, share: Share, times: OperatorTimes | None) -> Work:
+    """A tensor-parallel region's collectives: a gather and a scatter, or a sum of as much."""
+    ops = ("all_gather", "reduce_scatter") if share.sequence_parallel else ("all_reduce",)
+    if times:
+        for measured in (ops, ("all_reduce",)):
+            seconds = [times.seconds(op, "", share.tp, round(hidden)) for op in measured]
+            if None not in seconds:
+                return Work(intra=sum(seconds))
+    work = NOTHING
+    for op in ops:
+        work += collective_work(op, hidden, share.tp, 1, pool)
+    return work
 
 
 def collective_work(op: str, num_bytes: float, members: int, inner: int, pool: Pool) -> Work:
