@@ -41,6 +41,8 @@ from pluribus.spec.job import DataSpec, Job, ModelSpec, TrainSpec
 from pluribus.spec.plan import Plan
 from pluribus.spec.prediction import ChipMemory, Prediction
 
+MOST_BETWEEN_REPEATS = 1.15
+
 RIVALS = """published errors of others (their own data unless said):
   vTrain 8.37 % on its 1,440 single-node runs, 14.73 % on its 109 multi-node runs
   Calculon 3.65 % on 8 fitted points; unchanged elsewhere 17.7-43 % (vTrain), 27 % (BLOOM),
@@ -134,7 +136,27 @@ def load(paths: Sequence[Path]) -> tuple[list[Row], Counter[str]]:
                 rows.append(parse_row(raw))
             except (UnusableError, PluribusError) as error:
                 skipped[f"{(raw.get('source') or '?')[:40]}: {error}"] += 1
-    return rows, skipped
+    return _with_repeats_flagged(rows), skipped
+
+
+def _with_repeats_flagged(rows: Sequence[Row]) -> list[Row]:
+    """Flags runs whose every column is that of a much quicker or slower one: a newer program, or
+    a mistake."""
+    alike = defaultdict(list)
+    for row in rows:
+        alike[_run(row)].append(row.seconds)
+    flagged = []
+    for row in rows:
+        times = [seconds for seconds in alike[_run(row)] if seconds]
+        if times and max(times) > MOST_BETWEEN_REPEATS * min(times):
+            row = replace(row, flags=(*row.flags, "another run alike took a quite different time"))
+        flagged.append(row)
+    return flagged
+
+
+def _run(row: Row) -> tuple[object, ...]:
+    return (row.cluster, row.model.digest, row.layout, row.sequence_length, row.precision,
+            row.pool.chip.matmul_flops(row.precision), row.software)  # fmt: skip
 
 
 def score(
@@ -234,7 +256,7 @@ def _ranking(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> dict[str
         sweeps[*key, row.layout.num_chips, row.precision, record["draw"]].append(record)
     taus, regrets = [], []
     for sweep in sweeps.values():
-        if len(sweep) >= 5:
+        if len({rows[record["row"]].layout for record in sweep}) >= 5:
             pairs = [(a["predicted"] - b["predicted"]) * (a["measured"] - b["measured"])
                      for i, a in enumerate(sweep) for b in sweep[:i]]  # fmt: skip
             taus.append(sum((p > 0) - (p < 0) for p in pairs) / len(pairs))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from published_guess import likely_layout
 
+from pluribus.core.errors import PluribusError
 from pluribus.hardware.catalogue import load_catalogue
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.pool import Pool
@@ -73,6 +74,8 @@ _SCHEDULES: tuple[tuple[str, ScheduleName], ...] = (
     (r"\bZB-?(1p|H1)\b", "zb-h1"), (r"\bZB-?(2p|H2)\b", "zb-h2"), (r"\bZB-?V\b", "zbv"),
     (r"\bgpipe\b", "gpipe"),
 )  # fmt: skip
+
+_MOST_LAYERS = 2000
 
 _RAN_OUT = re.compile(r"\bOOM\b|out of memory", re.I)
 _OUTCOME = ("peak_mem_gb", "iter_time_s", "note")
@@ -179,7 +182,7 @@ def parse_row(row: Mapping[str, str]) -> Row:
     unknown = [k for k, v in (("micro_batch", micro), ("zero", zero if dp > 1 else 0)) if v is None]
     if unknown:
         run = (sequence, precision, software)
-        layout, guessed = likely_layout(layout, model, pool, run, unknown)
+        layout, guessed = likely_layout(layout, model, pool, run, unknown, None if out else memory)
         flags += guessed
     group = f"{row.get('source') or '?'} [{row['file']}]"
     return Row(
@@ -254,6 +257,8 @@ def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
         flags.append("no layers given, taken from the size in the model's name")
     if not hidden or not layers or layers < 1:
         raise UnusableError("no layers or hidden, and not a model known by name")
+    if layers > _MOST_LAYERS:
+        raise UnusableError(f"{layers} layers")
     heads = _whole(row, "heads")
     if heads is None:
         fitting = [n for n in range(tp, hidden + 1, tp) if hidden % n == 0]
@@ -279,7 +284,10 @@ def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
 
 @functools.lru_cache(maxsize=256)
 def _build(config: tuple[tuple[str, object], ...]) -> Model:
-    return Model.from_config(dict(config))
+    try:
+        return Model.from_config(dict(config))
+    except PluribusError as error:
+        raise UnusableError(f"no such model: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -302,7 +310,7 @@ def _pool(gpu: str, chips: int) -> Pool:
 def _chip(gpu: str) -> Chip:
     """The catalogue's chip whose part number the text holds, nearest in memory."""
     text = gpu.upper().replace("-", " ")
-    memory = re.search(r"(\d+)\s*GB\b", text)
+    memory = re.search(r"(\d+)\s*GB\b(?!/)", text)
     wanted = float(memory[1]) if memory else None
     fits = []
     for chip in load_catalogue().values():
@@ -313,7 +321,10 @@ def _chip(gpu: str) -> Chip:
     if not fits:
         raise UnusableError(f"unknown chip '{gpu}'")
     chip = min(fits, key=lambda fit: fit[:2])[2]
-    changes: dict[str, float] = {}
+    changes: dict[str, object] = {}
+    if re.search(r"\bDGX 2\b", text):
+        # Joined by a switch, where eight V100 elsewhere are a mesh.
+        changes["key"] = f"{chip.key}-nvswitch"
     if wanted and abs(wanted - chip.memory_gib) > 1:
         changes["memory_gib"] = wanted
     if found := re.search(r"([\d.]+)\s*TB/S", text):

@@ -32,7 +32,7 @@ MOST_LEVERAGE = 0.8
 QUANTILES_80 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372)
 
 # Deviation of a run of an uncalibrated cluster from what some factors would make of it.
-UNCALIBRATED_RESIDUAL = 0.08
+UNCALIBRATED_RESIDUAL = 0.05
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,12 @@ def layer_cost(
     return replace(formula, talk=Talk(), measured=corrected)
 
 
+def _without_weights(backward: Work, weight: float) -> Work:
+    """A backward that makes no weight gradients."""
+    kept = 1 - weight / max(weight, backward.matmul + backward.experts) if weight else 1.0
+    return replace(backward, matmul=backward.matmul * kept, experts=backward.experts * kept)
+
+
 def _alone(cost: LayerCost) -> StageTime:
     """A layer by its formula, without talk, a host's launches and a cluster's factors."""
     return StageTime(
@@ -192,7 +198,7 @@ def _formula(
         ahead += Work(attention=ahead.attention * extra)
         back += Work(attention=back.attention * extra)
     if software.frozen:
-        back, weight = back + Work(matmul=-weight), 0.0
+        back, weight = _without_weights(back, weight), 0.0
     else:
         summed = layer.parameters_per_rank(tp=share.tp, ep=share.ep)
         rate = pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY

@@ -15,6 +15,7 @@ from pluribus.core.units import GIB
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.feed_forward import DenseFeedForward
+from pluribus.model.head import Head
 from pluribus.model.layer import Layer, Recompute
 from pluribus.model.share import Share
 from pluribus.predict.compute import share_of
@@ -85,8 +86,14 @@ def chip_memory(
     state = StateBytes.of(software, precision)
     owned = parameters.owned(degrees)
 
+    # Between the micro-batches of a pipeline a stage keeps its weights and gradients whole: to
+    # gather and scatter them every time would cost more than all its messages.
+    whole_stage = degrees.zero >= 3 and neighbours
+
     def divided(num_bytes: float, from_zero: int) -> float:
-        return num_bytes * (owned if degrees.zero >= from_zero else parameters.total)
+        if degrees.zero < from_zero or (whole_stage and from_zero == 2):
+            return num_bytes * parameters.total
+        return num_bytes * owned
 
     activations = 0.0
     for layer in layers:
@@ -97,7 +104,9 @@ def chip_memory(
     buffers = 0.0
     if neighbours:
         buffers = 2 * message_bytes(layers[0].hidden_size, share)
-    if degrees.zero >= 3:
+    if whole_stage:
+        buffers += share.bytes_per_element * parameters.total
+    elif degrees.zero >= 3:
         # Weights of the layer in use and of the next.
         most = max(layer.parameters_per_rank(tp=degrees.tp, ep=degrees.ep) for layer in layers)
         buffers += 2 * share.bytes_per_element * most
@@ -147,9 +156,13 @@ def kept_bytes(
         sequence_parallel=share.sequence_parallel, bytes_per_element=share.bytes_per_element,
         recompute="none" if scores_only else recompute,
     )  # fmt: skip
+    tokens = share.micro_batch * share.sequence_length / share.cp
+    if isinstance(layer, Head):
+        return kept + tokens * layer.vocab_size / share.tp * (software.logit_bytes - 8)
     if not block or recompute == "full":
         return kept
-    tokens = share.micro_batch * share.sequence_length / share.cp
+    if recompute == "selective":
+        kept *= software.selective_kept
     network = layer.feed_forward
     if software.fused_gate and recompute == "none" and isinstance(network, DenseFeedForward):
         fused = network.activation == "gated"

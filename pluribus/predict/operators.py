@@ -32,6 +32,9 @@ SCORE_BYTES_BACKWARD = 11
 ELEMENTWISE_EFFICIENCY = 0.9
 
 
+_ROUTING = frozenset({"route", "dispatch", "experts.activation", "combine"})
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Seconds of some work by what bounds it.
@@ -40,6 +43,7 @@ class Work:
         matmul: arithmetic of matrix products.
         attention: scores, softmax and values where one flash kernel makes them.
         memory: memory bandwidth.
+        experts: grouped products, and routing tokens to them and back.
         intra, inter: collectives inside a node, between nodes.
     """
 
@@ -48,18 +52,19 @@ class Work:
     intra: float = 0.0
     inter: float = 0.0
     attention: float = 0.0
+    experts: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.matmul + other.matmul, self.memory + other.memory,
             self.intra + other.intra, self.inter + other.inter,
-            self.attention + other.attention,
+            self.attention + other.attention, self.experts + other.experts,
         )  # fmt: skip
 
     def __mul__(self, times: float) -> Work:
         return Work(
             self.matmul * times, self.memory * times, self.intra * times, self.inter * times,
-            self.attention * times,
+            self.attention * times, self.experts * times,
         )  # fmt: skip
 
     def seconds(self, calibration: Calibration) -> float:
@@ -70,6 +75,7 @@ class Work:
             + self.intra * calibration.intra
             + self.inter * calibration.inter
             + self.attention * calibration.attention
+            + self.experts * calibration.experts
         )
 
 
@@ -98,6 +104,8 @@ def operator_work(
         once = gemm_seconds(m, n, k, count, chip, precision) / kept
         data = gemm_seconds(m, k, n, count, chip, precision) / kept
         weight = gemm_seconds(k, n, m, count, chip, precision) / kept
+        if operator.kind == "grouped_gemm":
+            return Work(experts=once), Work(experts=data + weight), weight
         return Work(matmul=once), Work(matmul=data + weight), weight
     if operator.kind == "attention":
         # Attention stays in 16 bits where the matrices are in 8.
@@ -119,6 +127,8 @@ def operator_work(
         )
     once = operator.bytes * passes / rate + launch
     # Backward reads the saved input beside the gradient.
+    if operator.name in _ROUTING:
+        return Work(experts=once), Work(experts=1.5 * once), 0.0
     return Work(memory=once), Work(memory=1.5 * once), 0.0
 
 

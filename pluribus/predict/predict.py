@@ -191,7 +191,7 @@ def _durations(plan: Plan, setting: Setting, prices: Mapping[Lane, StagePrice]) 
             t.backward - t.weight_gradient for t in times
         )
         compute[lane, ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
-        compute[lane, ActionKind.STEP] = price.update
+        compute[lane, ActionKind.STEP] = price.update + price.gather
     crossings = crossing_messages(plan)
     transfers: dict[tuple[Lane, Lane], float] = {}
 
@@ -244,11 +244,11 @@ def _breakdown(
         pipeline_communication=exposed + sends,
         bubble=waited - exposed - summed + idle,
         gradient_sync=summed,
-        optimizer=timeline.seconds(lane, ActionKind.STEP),
+        optimizer=price.update,
         tensor_communication=rounds * whole.tensor,
         expert_communication=rounds * whole.expert,
         context_communication=rounds * whole.context,
-        weight_gather=rounds * whole.gather,
+        weight_gather=rounds * whole.gather + price.gather,
     )
 
 

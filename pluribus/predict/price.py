@@ -20,12 +20,14 @@ class StagePrice:
     Attributes:
         chunks: of one round through each chunk; see `Pipeline.rounds`.
         update: of the optimiser.
+        gather: ZeRO 3 in a pipeline: the weights of the step, gathered once.
         rounds: of a step.
     """
 
     chunks: tuple[StageTime, ...]
     update: float
     rounds: int
+    gather: float = 0.0
 
     @property
     def whole(self) -> StageTime:
@@ -48,7 +50,7 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
     factors, software = setting.calibration, setting.software
     pace = factors.overhead * pipeline.replicas / degrees.dp
     host = software.micro_batch_s * factors.host / len(stage.by_chunk)
-    replicas = None
+    replicas, once = None, 0.0
     if degrees.zero >= 3:
         replicas = Replicas.of_chips(stage.chips, degrees, pool, crowded=True)
     chunks = []
@@ -58,12 +60,18 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
         if replicas:
             layers = [setting.model.layers[i] for i in chunk.layer_indices]
             work = gather_work(Parameters.of(layers, degrees), replicas, element(setting))
-            time = with_gather(time, work.seconds(factors))
+            # A pipeline gathers once a step and keeps its stage whole until the end.
+            if len(pipeline.stages) > 1:
+                once += exposed_seconds(work.seconds(factors), time.total)
+            else:
+                time = with_gather(time, work.seconds(factors))
         chunks.append(scaled(time, pace))
     owned = updated(held_parameters(setting, stage), degrees, software)
     update = optimizer_seconds(owned, pool.chip, setting.profile, factors)
     update += software.step_s * factors.host
-    return StagePrice(tuple(chunks), update * factors.overhead, pipeline.rounds)
+    return StagePrice(
+        tuple(chunks), update * factors.overhead, pipeline.rounds, once * factors.overhead
+    )
 
 
 def with_gather(time: StageTime, seconds: float) -> StageTime:

@@ -101,7 +101,7 @@ class StageTerms:
     Attributes:
         count: how many there are.
         layers: its kinds of layers, each with their number.
-        gather: ZeRO 3: its weights gathered for one micro-batch, forward and backward.
+        gather: ZeRO 3: its weights gathered, forward and backward.
         sync: its gradients over its replicas.
         update: its optimiser.
     """
@@ -139,7 +139,11 @@ class Terms:
                 (cost.time(calibration, software, layout.tp, layout.recompute), count)
                 for cost, count in stage.layers
             ]
-            time = with_gather(added(times), stage.gather.seconds(calibration))
+            time, gather = added(times), stage.gather.seconds(calibration)
+            # A pipeline gathers once a step and keeps its stage whole until the end.
+            once = exposed_seconds(gather, time.total) if stages > 1 else 0.0
+            if stages == 1:
+                time = with_gather(time, gather)
             slot = time.total + host
             total += stage.count * slot
             cycle = max(cycle, slot + self._waits(stage.count) * message)
@@ -148,7 +152,7 @@ class Terms:
             sync = stage.sync.seconds(calibration)
             if software.overlap_gradients:
                 sync = exposed_seconds(sync, time.backward)
-            tail = max(tail, sync + stage.update.seconds(calibration))
+            tail = max(tail, sync + once + stage.update.seconds(calibration))
         assert slowest
         cycle = max(cycle, total / stages + self._waits(stages) * message)
         # What the pipeline takes to fill and drain, beyond its slowest stage's own work.

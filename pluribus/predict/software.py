@@ -23,6 +23,9 @@ class Software:
         optimizer_bytes: of one parameter's optimiser state, master weight included.
         fused_gate: whether the activation and the product of a gated network are one kernel,
             which keeps one tensor less.
+        logit_bytes: kept per logit until the loss's backward.
+        selective_kept: share of what selective recompute keeps elsewhere (outputs of products
+            and of attention) that this program keeps.
         selective_again: share of a block's forward that selective recompute runs again.
         eager_passes: traffic of RMS norms, rotary embeddings and gated activations as a multiple
             of what fused kernels move: without a compiler each is a chain of kernels, where a
@@ -52,6 +55,8 @@ class Software:
     gradient_bytes: float = 4
     optimizer_bytes: float = 8
     fused_gate: bool = False
+    logit_bytes: float = 8
+    selective_kept: float = 1.0
     selective_again: float = 0.1
     eager_passes: float = 1.0
     accumulate_bytes: float = 6
@@ -83,8 +88,12 @@ MEGATRON = Software(
 # Megatron-Bridge (NeMo): its recipes run sums under products, both over replicas and, with user
 # buffers, in tensor parallelism. How much of the latter is hidden is read off its H100 runs.
 MEGATRON_BRIDGE = replace(MEGATRON, overlap_gradients=True, overlap_tensor=0.6)
-# Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use.
+# Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use. Its selective
+# recompute keeps every second product; the plain loss keeps logits in 16 bits, in fp32, their
+# log-softmax and its gradient. Passes of eager kernels and ring attention are read off
+# torchtitan's runs with and without a compiler, and with 4 and 8 context-parallel ranks.
 FSDP = Software(
+    logit_bytes=14, selective_kept=0.67,
     overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
     accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
     micro_batch_s=2e-3, step_s=1e-3,

@@ -19,11 +19,12 @@ CALIBRATION_VERSION = 1
 PRIOR: Mapping[str, float] = MappingProxyType({
     "matmul": 0.1,
     "attention": 0.2,
+    "experts": 0.2,
     "memory": 0.2,
     "host": 0.3,
     "intra": 0.2,
     "inter": 0.3,
-    "overhead": 0.15,
+    "overhead": 0.1,
 })  # fmt: skip
 FACTORS = tuple(PRIOR)
 
@@ -35,6 +36,7 @@ class Calibration:
     Attributes:
         matmul: on matrix products.
         attention: on flash attention kernels, which differ by program and generation.
+        experts: on grouped products and routing, which differ by program and generation.
         memory: on everything bound by memory bandwidth.
         host: on the time the host takes to launch a layer.
         intra: on collectives inside a node.
@@ -48,6 +50,7 @@ class Calibration:
 
     matmul: float = 1.0
     attention: float = 1.0
+    experts: float = 1.0
     memory: float = 1.0
     host: float = 1.0
     intra: float = 1.0
