@@ -18,8 +18,9 @@ from pluribus.hardware.catalogue import load_catalogue
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
-from pluribus.predict.regular import Layout, Schedule
+from pluribus.predict.regular import Layout
 from pluribus.predict.software import Software
+from pluribus.spec.plan import ScheduleName
 
 # Public configs of models whose rows give no sizes (their config.json on Hugging Face).
 _DEEPSEEK_V3 = {
@@ -70,7 +71,7 @@ _PRECISIONS = (
 )  # fmt: skip
 
 # The zero-bubble paper's names beside the usual ones.
-_SCHEDULES: tuple[tuple[str, Schedule], ...] = (
+_SCHEDULES: tuple[tuple[str, ScheduleName], ...] = (
     (r"\bZB-?(1p|H1)\b", "zb-h1"), (r"\bZB-?(2p|H2)\b", "zb-h2"), (r"\bZB-?V\b", "zbv"),
     (r"\bgpipe\b", "gpipe"),
 )  # fmt: skip
@@ -222,7 +223,7 @@ def _whole(row: Mapping[str, str], key: str, least: int = 1) -> int | None:
 
 def _schedule(
     row: Mapping[str, str], pp: int, words: str, flags: list[str]
-) -> tuple[Schedule, int]:
+) -> tuple[ScheduleName, int]:
     """The schedule a row names, and its virtual stages."""
     virtual = _whole(row, "vpp")
     if pp == 1:

@@ -20,6 +20,7 @@ from pluribus.plan.share import deal_evenly, deal_micro_batches
 from pluribus.plan.teams import FULL_PARTITIONS, Team, largest, partitions
 from pluribus.predict.predict import Forecast, forecast
 from pluribus.predict.setting import Setting
+from pluribus.spec.calibration import IDENTITY
 from pluribus.spec.job import Deadline
 from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.prediction import Alternative
@@ -210,6 +211,7 @@ class Search:
             model_config=dict(setting.model.config),
             directory=setting.job.directory,
             profile=setting.profile,
+            calibration=None if setting.calibration == IDENTITY else setting.calibration,
         )
 
     def _with_alone(self, item: Scored, alone: dict[str, float]) -> Scored:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pluribus.predict.calibration import FACTORS, IDENTITY, PRIOR, Calibration
+from pluribus.spec.calibration import FACTORS, IDENTITY, PRIOR, Calibration
 from pluribus.spec.prediction import Interval
 
 # Deviation expected of a run whose factors are known, and the runs this expectation counts for.

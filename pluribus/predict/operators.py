@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from pluribus.hardware.chip import Chip
 from pluribus.model.operator import Operator
-from pluribus.predict.calibration import Calibration
 from pluribus.predict.gemm import gemm_constants, gemm_seconds
 from pluribus.predict.software import Software
+from pluribus.spec.calibration import Calibration
 
 # Launching one operator where nothing better is known; an order of magnitude, not fitted.
 LAUNCH_SECONDS = 5e-6
@@ -123,9 +123,8 @@ def operator_work(
             share = FLASH_PEAK * operator.n / (operator.n + FLASH_HALF)
             width = FLASH_WIDTH * chip.matmul_flops(wide) / chip.compute_units
             share *= min(1.0, operator.k / (operator.k + width) * (1 + width / 128))
-            once = (
-                operator.flops / (chip.matmul_flops(wide) * share * constants.kept(wide)) + launch
-            )
+            rate_reached = chip.matmul_flops(wide) * share * constants.kept(wide)
+            once = operator.flops / rate_reached + launch
             return Work(attention=once), Work(attention=once * FLASH_BACKWARD), 0.0
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
         scores = gemm_seconds(m, n, k, count, chip, wide)

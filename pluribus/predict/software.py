@@ -15,6 +15,7 @@ class Software:
         flash_attention: one kernel that never writes the scores (Dao et al. 2022); otherwise
             scores, softmax and dropout go through memory, as before 2022.
         gradient_sync_bytes: of one gradient on the network.
+        blocking_messages: whether a stage waits until what it sends has come.
         overlap_gradients: whether gradient sums run under the last backward.
         sequence_parallel: whether tokens between tensor-parallel regions are divided.
         weight_bytes: of one parameter, copy for computing included.
@@ -48,6 +49,7 @@ class Software:
 
     flash_attention: bool = True
     gradient_sync_bytes: float = 4
+    blocking_messages: bool = False
     overlap_gradients: bool = False
     sequence_parallel: bool = True
     weight_bytes: float = 6
@@ -79,17 +81,18 @@ UNFUSED_FRAGMENTATION = 0.1
 # fp16 weights, fp32 master, kernels before flash attention. Host times are fitted on half of
 # vTrain's single-node runs (2 to 8 A100), the only ones small enough to show them.
 MEGATRON_2021 = Software(
-    flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION, sequence_parallel=False,
-    gradient_sync_bytes=2, weight_bytes=2,
-    optimizer_bytes=12, selective_again=0.15, host_s=1.0e-3, host_talk_s=4.5e-5,
-    host_backward=0.92, micro_batch_s=3.3e-3, step_s=2.4e-4,
+    flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION, blocking_messages=True,
+    sequence_parallel=False, gradient_sync_bytes=2, weight_bytes=2, optimizer_bytes=12,
+    selective_again=0.15, host_s=1.0e-3, host_talk_s=4.5e-5, host_backward=0.92,
+    micro_batch_s=1.7e-3, step_s=2.4e-4,
 )  # fmt: skip
 # The same design since 2023; its host times are a guess, half of the above. The product that
 # makes a gradient adds it to the sum as well: the bytes that still show are read off the
 # zero-bubble paper's runs.
 MEGATRON = Software(
-    weight_bytes=2, optimizer_bytes=12, fused_gate=True, overlap_messages=True,
-    accumulate_bytes=2, host_s=5e-4, host_backward=0.92, micro_batch_s=2e-3, step_s=1e-3,
+    blocking_messages=True, weight_bytes=2, optimizer_bytes=12, fused_gate=True,
+    overlap_messages=True, accumulate_bytes=2, host_s=5e-4, host_backward=0.92,
+    micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip
 # Megatron-Bridge (NeMo): its recipes run sums under products, both over replicas and, with user
 # buffers, in tensor parallelism. How much of the latter is hidden is read off its H100 runs.
@@ -104,3 +107,9 @@ FSDP = Software(
     accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
     micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip
+
+# By the name a file of measured runs calls them.
+PROGRAMS = {
+    "pluribus": PLURIBUS, "megatron": MEGATRON, "megatron-bridge": MEGATRON_BRIDGE,
+    "megatron-2021": MEGATRON_2021, "fsdp": FSDP,
+}  # fmt: skip

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from pluribus.hardware.catalogue import find_chip
 from pluribus.predict.calibrate import MeasuredRun, calibrate, interval
-from pluribus.predict.calibration import FACTORS, IDENTITY, PRIOR, Calibration
 from pluribus.predict.gemm import gemm_seconds
+from pluribus.spec.calibration import FACTORS, IDENTITY, PRIOR, Calibration
 
 # Seconds in matrix products and in traffic between nodes, of eight runs of one cluster.
 RUNS = [

@@ -1,11 +1,19 @@
-"""Calibration: a few named factors that measured runs of a cluster put on the formulas."""
+"""Calibration: a few named factors that measured runs of a cluster put on the formulas
+(`calibration.json`)."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from pluribus.core.errors import ConfigError
+from pluribus.core.io import read_json, write_json
+from pluribus.core.schema import from_table, to_table
+
+CALIBRATION_VERSION = 1
 
 # Standard deviations of the factors' priors in log space: how far each may plausibly be from 1.
 PRIOR: Mapping[str, float] = MappingProxyType({
@@ -52,11 +60,62 @@ class Calibration:
     residual: float = 0.0
     runs: int = 0
 
+    def __post_init__(self) -> None:
+        for name in FACTORS:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}", do="Write a number above zero."
+                )
+
     @property
     def spread(self) -> float | None:
         """Relative half-width that covers 80 % of runs whose factors are known; None before
-        calibration. `calibrate.interval` adds what is uncertain about the factors."""
+        calibration. `predict.calibrate.interval` adds what is uncertain about the factors."""
         return math.expm1(1.2816 * self.residual) if self.runs else None
 
 
 IDENTITY = Calibration()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedRun:
+    """A measured run and what was predicted of it.
+
+    Attributes:
+        name: of its file or folder.
+        seconds: measured, of one step.
+        before, after: predicted without the factors and with them.
+    """
+
+    name: str
+    seconds: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """What `pluribus calibrate` writes: the factors, and the runs they were fitted to."""
+
+    factors: Calibration
+    runs: tuple[FittedRun, ...]
+    version: int = CALIBRATION_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != CALIBRATION_VERSION:
+            raise ConfigError(
+                f"calibration version {self.version} is not {CALIBRATION_VERSION}",
+                do="Calibrate again with this version of Pluribus: pluribus calibrate RUNS.",
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, to_table(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CalibrationRecord:
+        """Reads a calibration.json.
+
+        Raises:
+            ConfigError: not a calibration of this version.
+        """
+        return from_table(cls, read_json(path), file=str(path))
