@@ -153,8 +153,9 @@ def test_the_plan_command_imports_no_torch(tmp_path: Path) -> None:
 def test_the_public_names() -> None:
     assert pluribus.__all__ == sorted(pluribus.__all__)
     assert pluribus.__all__ == [
-        "Chip", "Cluster", "Job", "Model", "Plan", "PluribusError", "Prediction", "Profile",
-        "__version__", "plan", "predict", "probe", "profile", "report", "train",
+        "Calibration", "Chip", "Cluster", "Job", "Model", "Plan", "PluribusError", "Prediction",
+        "Profile", "__version__", "calibrate", "plan", "predict", "probe", "profile", "report",
+        "train",
     ]  # fmt: skip
     for name in pluribus.__all__:
         assert getattr(pluribus, name) is not None
@@ -174,10 +175,11 @@ def test_importing_a_room_leaves_the_function_of_its_name() -> None:
 # Positional arguments by name, options by their dashes.
 COMMAND_LINE = {
     "demo": ["--folder", "--json", "--seconds"],
-    "plan": ["--cluster", "--json", "--out", "--profile", "job"],
-    "predict": ["--html", "--json", "--profile", "--trace", "plan"],
+    "calibrate": ["--json", "--out", "runs"],
+    "plan": ["--calibration", "--cluster", "--json", "--out", "--profile", "job"],
+    "predict": ["--calibration", "--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
-    "profile": ["--cluster", "--json", "--out", "job"],
+    "profile": ["--cluster", "--from-aic", "--json", "--operators", "--out", "job"],
     "replan": [
         "--gained",
         "--json",

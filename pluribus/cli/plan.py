@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pluribus._api import plan
-from pluribus.cli.inputs import add_job, beside, load_job, load_profile
+from pluribus.cli.inputs import add_job, beside, load_calibration, load_job, load_profile
 from pluribus.cli.output import console, print_json, print_plan, say
 from pluribus.core.io import read_json
 
@@ -14,6 +14,7 @@ from pluribus.core.io import read_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job(parser)
     parser.add_argument("--profile", help="measured times (profile.json beside the job, if any)")
+    parser.add_argument("--calibration", help="a cluster's factors (calibration.json)")
     parser.add_argument("--out", help="file to write (plan.json beside the job file)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
@@ -23,7 +24,10 @@ def run(arguments: argparse.Namespace) -> int:
     profile = load_profile(arguments.profile, arguments.job, cluster)
     if profile is None:
         say("no profile: predicting by formulas from datasheets and published measurements")
-    result = plan(job, cluster, profile, progress=lambda team: say(f"weighing {team}"))
+    result = plan(
+        job, cluster, profile, calibration=load_calibration(arguments.calibration),
+        progress=lambda team: say(f"weighing {team}"),
+    )  # fmt: skip
     out = Path(arguments.out) if arguments.out else beside(arguments.job, "plan.json")
     result.save(out)
     if arguments.json:

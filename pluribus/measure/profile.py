@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from pluribus.comm.launch import RankProcess, Ranks
@@ -17,10 +17,12 @@ from pluribus.core.schema import to_table
 from pluribus.core.units import DTYPE_BYTES, MIB
 from pluribus.hardware.cluster import Cluster
 from pluribus.hardware.pool import Pool
-from pluribus.measure.tasks import LayerTask, ProfileTask, World
+from pluribus.measure.shapes import grid_shapes, job_shapes
+from pluribus.measure.tasks import LayerTask, OperatorTask, ProfileTask, World
 from pluribus.model.model import Model
 from pluribus.nn.config import DecoderConfig
 from pluribus.spec.job import Job
+from pluribus.spec.operator_table import OperatorTable
 from pluribus.spec.profile import LayerTime, LinkTime, OptimizerTime, Profile
 
 _MODULE = "pluribus.measure.worker"
@@ -37,6 +39,7 @@ def profile(
     micro_batch_sizes: Sequence[int] | None = None,
     progress: Callable[[str, float], None] = lambda *_: None,
     repeats: int = 5,
+    operator_seconds: float = 0.0,
     log_folder: Path,
 ) -> Profile:
     """Measures what a job needs to know of a cluster whose pools are all on this machine.
@@ -52,11 +55,13 @@ def profile(
         micro_batch_sizes: to time each layer at; the job's when None.
         progress: told what is being done and the share done, in [0, 1].
         repeats: timings of each entry, at least.
+        operator_seconds: time to give to tables of single operators, at the shapes the job runs
+            and on a grid around them; none without it.
         log_folder: gets the ranks' logs.
 
     Returns:
-        Times of every distinct layer at every micro-batch size, of the optimiser, and of each
-        pair of pools' messages and sums.
+        Times of every distinct layer at every micro-batch size, of the optimiser, of each pair
+        of pools' messages and sums, and of operators where asked for.
 
     Raises:
         MeasureError: a pool is not on this machine, or a chip's memory is too small.
@@ -81,6 +86,7 @@ def profile(
     for index, layer in enumerate(model.layers):
         first_by_signature.setdefault(layer.signature, index)
     counts = Counter(layer.signature for layer in model.layers)
+    operators = _operators(model, job, sizes, pools) if operator_seconds > 0 else ()
     store, world = _meeting(pools)
     processes = [
         RankProcess(
@@ -105,6 +111,8 @@ def profile(
                         repeats=repeats,
                         message_bytes=message_bytes(job, model, sizes),
                         sum_bytes=sum_bytes(model),
+                        operators=operators,
+                        operator_seconds=operator_seconds,
                         world=world,
                     )
                 )
@@ -114,7 +122,7 @@ def profile(
     ]
     progress(f"starting {len(pools)} ranks", 0.0)
     with Ranks(_MODULE, processes, log_folder) as ranks:
-        times, links = _listen(ranks, len(pools), progress)
+        times, links, rows = _listen(ranks, len(pools), progress)
     del store  # it had to live as long as the ranks
     progress("measured", 1.0)
     chips = [pool.chip.key for pool in pools]
@@ -132,6 +140,7 @@ def profile(
             )
             for link in links
         ),
+        operators=_operator_tables(chips, rows, operators, precision),
         seconds=time.perf_counter() - start,
     )
 
@@ -188,11 +197,12 @@ def _meeting(pools: Sequence[Pool]) -> tuple[object, World | None]:
 
 def _listen(
     ranks: Ranks, count: int, progress: Callable[[str, float], None]
-) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
-    """Times by rank, and links, as the ranks report them."""
+) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]], dict[int, list[list[float]]]]:
+    """Times by rank, links, and rows of operators by rank, as the ranks report them."""
     shares = dict.fromkeys(range(count), 0.0)
     times: dict[int, dict[str, Any]] = {}
     links: list[dict[str, Any]] = []
+    operators: dict[int, list[list[float]]] = {}
     for rank, event in ranks.events(_TIMEOUT_S):
         match event["event"]:
             case "step":
@@ -200,10 +210,12 @@ def _listen(
                 progress("timing layers", _LAYERS_SHARE * min(shares.values()))
             case "times":
                 times[rank] = event
-                progress("timing links", _LAYERS_SHARE)
+                progress("timing operators and links", _LAYERS_SHARE)
+            case "operators":
+                operators[rank] = event["rows"]
             case "link":
                 links.append(event)
-    return times, links
+    return times, links, operators
 
 
 def _layer_times(
@@ -240,6 +252,54 @@ def _optimizer_times(
             spread=max(numbers[1] for numbers in group),
         )
         for (chip,), group in _by_key(rows)
+    )
+
+
+def _operators(
+    model: Model, job: Job, sizes: Sequence[int], pools: Sequence[Pool]
+) -> tuple[OperatorTask, ...]:
+    """What the job's layers run at every tensor-parallel degree of these pools, and a grid."""
+    degrees = {1 << power for pool in pools for power in range(pool.chips_per_node.bit_length())}
+    shapes = dict.fromkeys(
+        (
+            *job_shapes(
+                model,
+                sizes,
+                job.train.sequence_length,
+                sorted(degrees),
+                DTYPE_BYTES[job.train.precision],
+            ),
+            *grid_shapes(model),
+        )
+    )
+    return tuple(OperatorTask(operator=kind, shape=shape) for kind, shape in shapes)
+
+
+def _operator_tables(
+    chips: Sequence[str],
+    rows: Mapping[int, Sequence[Sequence[float]]],
+    tasks: Sequence[OperatorTask],
+    precision: str,
+) -> tuple[OperatorTable, ...]:
+    listed = [
+        (chips[rank], tasks[int(index)].operator, tasks[int(index)].shape, numbers)
+        for rank, found in rows.items()
+        for index, *numbers in found
+    ]
+    tables: dict[tuple[str, str], list[tuple[tuple[int, ...], float, float]]] = {}
+    for (chip, operator, shape), group in _by_key(listed):
+        numbers = (mean(n[0] for n in group), max(n[1] for n in group))
+        tables.setdefault((chip, operator), []).append((shape, *numbers))
+    return tuple(
+        OperatorTable.of_rows(
+            chip,
+            operator,
+            precision,
+            ((shape, seconds) for shape, seconds, _ in found),
+            spread=median(noise for *_, noise in found),
+            source="pluribus profile",
+        )
+        for (chip, operator), found in tables.items()
     )
 
 

@@ -49,6 +49,14 @@ class LayerTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorTask:
+    """An operator to time at a shape, both as in `spec.operator_table.SHAPES`."""
+
+    operator: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProfileTask:
     """For `profile`: the layers of a job on one chip, and the job's messages.
 
@@ -64,6 +72,8 @@ class ProfileTask:
         repeats: timings of each entry, at least.
         message_bytes: sizes of point-to-point messages.
         sum_bytes: sizes of summed buffers.
+        operators: single operators to time besides.
+        operator_seconds: for all of them together.
         world: the ranks; None where there is only one.
     """
 
@@ -78,4 +88,6 @@ class ProfileTask:
     repeats: int
     message_bytes: tuple[int, ...]
     sum_bytes: tuple[int, ...]
+    operators: tuple[OperatorTask, ...] = ()
+    operator_seconds: float = 0.0
     world: World | None = None

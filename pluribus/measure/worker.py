@@ -17,6 +17,7 @@ from pluribus.measure.device import open_device
 from pluribus.measure.fit import spread
 from pluribus.measure.layers import Bench
 from pluribus.measure.links import time_links
+from pluribus.measure.operators import OperatorBench
 from pluribus.measure.rates import copy_bytes_per_s, matmul_rates
 from pluribus.measure.tasks import ProfileTask, RatesTask, World
 from pluribus.nn.config import DecoderConfig
@@ -88,6 +89,14 @@ def _profile(line: RankLine, task: ProfileTask) -> None:
             device,
         )
         _time_layers(line, task, bench, fabric)
+        del bench  # its layers' memory is the operators' now
+        if task.operators:
+            if fabric is not None:
+                fabric.barrier()  # the chips are to be measured at the same time
+            times = OperatorBench(task.precision, device)
+            rows = times.measure(task.operators, task.operator_seconds)
+            line.report("operators", rows=rows)
+            del times
         if fabric is not None:
             operations = {
                 POINT_TO_POINT: (task.message_bytes, _MESSAGE_REPEATS * task.repeats),

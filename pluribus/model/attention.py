@@ -53,6 +53,7 @@ def attention_operator(
         "attention", "attention",
         flops=2.0 * pairs * heads * (qk_dim + v_dim), bytes=elements * share.bytes_per_element,
         m=-(-s // share.cp), n=s, k=qk_dim, count=share.micro_batch * heads,
+        kv_count=share.micro_batch * kv_heads,
     )  # fmt: skip
 
 

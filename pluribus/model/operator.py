@@ -22,6 +22,7 @@ class Operator:
         n: columns of one matrix product; attention: keys of one head.
         k: summed dimension; attention: width of the query heads.
         count: equal instances: matrices that share their input, experts, or batch x heads.
+        kv_count: attention: batch x key-value heads.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Operator:
     n: int = 0
     k: int = 0
     count: int = 1
+    kv_count: int = 0
 
 
 def gemm(

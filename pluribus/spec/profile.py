@@ -13,6 +13,7 @@ from functools import cached_property
 from pluribus.core.errors import ConfigError
 from pluribus.core.io import read_json, write_json
 from pluribus.core.schema import from_table, to_table
+from pluribus.spec.operator_table import OperatorTable
 
 PROFILE_VERSION = 1
 
@@ -74,6 +75,7 @@ class Profile:
 
     Attributes:
         cluster_digest: the cluster it was measured on.
+        operators: tables of single operators, where they were measured or filled in.
         seconds: what measuring took.
     """
 
@@ -81,6 +83,7 @@ class Profile:
     layers: tuple[LayerTime, ...] = ()
     optimizers: tuple[OptimizerTime, ...] = ()
     links: tuple[LinkTime, ...] = ()
+    operators: tuple[OperatorTable, ...] = ()
     seconds: float = 0.0
     version: int = PROFILE_VERSION
 
@@ -103,6 +106,27 @@ class Profile:
     ) -> LayerTime | None:
         """The measured time of a layer, or None."""
         return self._layers.get((chip, layer, micro_batch, sequence_length, tp, precision))
+
+    @cached_property
+    def _near(self) -> dict[tuple[str, str, str], tuple[LayerTime, ...]]:
+        near: dict[tuple[str, str, str], tuple[LayerTime, ...]] = {}
+        for time in self.layers:
+            key = time.chip, time.layer, time.precision
+            near[key] = (*near.get(key, ()), time)
+        return near
+
+    def layers_like(self, chip: str, layer: str, precision: str) -> tuple[LayerTime, ...]:
+        """The measured times of a layer at any micro-batch size, sequence length and tp."""
+        return self._near.get((chip, layer, precision), ())
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[OperatorTable, ...]]:
+        chips = dict.fromkeys(table.chip for table in self.operators)
+        return {chip: tuple(t for t in self.operators if t.chip == chip) for chip in chips}
+
+    def tables(self, chip: str) -> tuple[OperatorTable, ...]:
+        """The operator tables of one chip kind."""
+        return self._tables.get(chip, ())
 
     def link(self, pool_a: str, pool_b: str, operation: str) -> LinkTime | None:
         """The measured link between two pools, in either order, or None."""

@@ -132,3 +132,14 @@ def test_what_a_rank_cannot_do_reaches_the_user_as_one_message(tmp_path):
         profile(
             cluster, job(sequence_length=128, global_batch_tokens=128), MODEL, log_folder=tmp_path
         )
+
+
+def test_operators_are_timed_where_asked_for(tmp_path):
+    one = Cluster((pool("here/a", chip("slow"), 0),))
+    sizes = {"micro_batch_sizes": [2], "repeats": 1}
+    measured = profile(one, job(), MODEL, operator_seconds=0.5, log_folder=tmp_path, **sizes)
+    tables = {table.operator: table for table in measured.tables("slow")}
+    assert set(tables) == {"gemm", "attention", "decode_attention", "elementwise"}
+    assert tables["attention"].rows.keys() == {(2, 4, 2, 16, 64)}
+    assert (128, 64, 64) in tables["gemm"].rows  # the output projection of two sequences
+    assert all(table.precision == "fp32" and table.spread >= 0 for table in tables.values())
