@@ -3,9 +3,9 @@
     .venv/bin/python bench/planner.py scaling [--kinds 2 3 6] [--cards 64 256 1000 10000] [--json F]
 
 Kinds come from the catalogue, equally many cards of each (whole nodes of eight, at least one), 400
-Gbit/s per card; the global batch is four sequences of 4,096 tokens per card. Models: 80 dense layers
-of a 70B Llama, and 61 layers (3 dense, 58 of experts) with DeepSeek-V3's attention and a twelfth
-of its experts, so that it fits the smaller clusters.
+Gbit/s per card; the global batch is four sequences of 4,096 tokens per card. Models: 80 dense
+layers of a 70B Llama, and 61 layers (3 dense, 58 of experts) in the manner of DeepSeek-V3 but with
+fewer and smaller experts, so that it fits the smaller clusters.
 """
 
 from __future__ import annotations

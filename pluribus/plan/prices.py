@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pluribus.hardware.pool import Pool
 from pluribus.model.share import Share
 from pluribus.plan.columns import StageKind
-from pluribus.predict.collectives import message_seconds
+from pluribus.predict.boundary import boundary_seconds
 from pluribus.predict.compute import optimizer_seconds, share_of
 from pluribus.predict.memory import (
     USABLE_SHARE,
@@ -27,7 +27,8 @@ from pluribus.predict.memory import (
     process_bytes,
     working_bytes,
 )
-from pluribus.predict.setting import Setting, boundary_bytes
+from pluribus.predict.setting import Setting
+from pluribus.spec.plan import Stage
 
 Array = NDArray[np.float64]
 
@@ -140,12 +141,14 @@ class Prices:
     @cached_property
     def forward(self) -> Array:
         """[kinds, runs] seconds of one micro-batch's forward."""
-        return self._times[0] @ self.runs.counts.T
+        factors, software = self.setting.calibration, self.setting.software
+        host = software.micro_batch_s * factors.host
+        return (self._times[0] @ self.runs.counts.T + host) * factors.overhead
 
     @cached_property
     def backward(self) -> Array:
         """[kinds, runs] seconds of one micro-batch's backward."""
-        return self._times[1] @ self.runs.counts.T
+        return self._times[1] @ self.runs.counts.T * self.setting.calibration.overhead
 
     @cached_property
     def seconds(self) -> Array:
@@ -242,9 +245,13 @@ class Prices:
     @cached_property
     def update(self) -> Array:
         """[kinds, runs] seconds of the optimiser's update."""
-        chips = [self.setting.pool(kind.pool).chip for kind in self.kinds]
-        each = [optimizer_seconds(1.0, chip, self.setting.profile) for chip in chips]
-        return self.parameters * np.array(each)[:, None]
+        setting, factors = self.setting, self.setting.calibration
+        each = [
+            optimizer_seconds(1.0, setting.pool(kind.pool).chip, setting.profile, factors)
+            for kind in self.kinds
+        ]
+        update = self.parameters * np.array(each)[:, None]
+        return (update + setting.software.step_s * factors.host) * factors.overhead
 
     def matrix(self, row: int, values: Array) -> Array:
         """[L + 1, L + 1] values of one kind of stage for layers [a, b); infinite if empty."""
@@ -283,27 +290,37 @@ class Hops:
             near: take the quicker of that and a hop inside a node, for stages that leave room in
                 theirs: no placement is quicker.
         """
-        num_bytes = boundary_bytes(setting, micro_batch_size)
-        rows: dict[tuple[str, bool], int] = {}
+        rows: dict[tuple[str, int], int] = {}
+        lanes: list[int] = []
         senders = []
         for kind in kinds:
             pool = setting.pool(kind.pool)
+            ranks = kind.tensor_parallel * kind.context_parallel
             fills = kind.num_chips >= pool.chips_per_node
-            senders.append(rows.setdefault((kind.pool, fills), len(rows)))
+            # Nearness alone sets kinds apart where a floor is wanted: the widest stands for all.
+            row = rows.setdefault((kind.pool, int(fills) if near else ranks), len(rows))
+            lanes += [1] * (len(rows) - len(lanes))
+            lanes[row] = max(lanes[row], ranks)
+            senders.append(row)
         seconds = np.zeros((len(rows), len(pools)))
-        for (address, fills), row in rows.items():
+        for (address, mark), row in rows.items():
+            pool, width = setting.pool(address), lanes[row]
+            fills = bool(mark) if near else width >= pool.chips_per_node
+            source = _stage(f"{address}/0/0", width)
             for column, other in enumerate(pools):
                 targets = [f"{other}/0/0"]
                 if other == address:
-                    pool = setting.pool(address)
                     targets = [f"{other}/1/0"] if pool.nodes > 1 else []
                     targets += [] if fills or (targets and not near) else [f"{other}/0/1"]
                 times = [
-                    message_seconds(
-                        num_bytes, f"{address}/0/0", target, setting.cluster, setting.profile
-                    )
+                    boundary_seconds(setting, source, _stage(target, width), micro_batch_size)
                     for target in targets
                 ]
                 # Without any target no second stage fits into the pool.
                 seconds[row, column] = 2 * min(times, default=0.0)
         return cls(np.array(senders, dtype=np.intp), seconds)
+
+
+def _stage(chip: str, width: int) -> Stage:
+    """A stage of which only its first chip and its ranks matter."""
+    return Stage(chips=(chip,) * width, layers=(0, 1), tensor_parallel=width)

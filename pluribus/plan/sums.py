@@ -168,6 +168,8 @@ def least_tails(setting: Setting, prices: Prices) -> Array:
     pools = list(dict.fromkeys(kind.pool for kind in prices.kinds))
     rate = {pool: _least_seconds_per_byte(setting, pool, pools) for pool in pools}
     each = np.array([rate[kind.pool] for kind in prices.kinds])
+    factors = setting.calibration
+    each = each * factors.overhead * min(factors.intra, factors.inter, 1.0)
     return prices.update + prices.parameters * setting.software.gradient_sync_bytes * each[:, None]
 
 
