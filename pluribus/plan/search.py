@@ -38,7 +38,7 @@ from pluribus.spec.plan import Plan
 from pluribus.spec.prediction import Alternative
 
 _SCORE = 20  # teams that go through the exact timeline
-_SCORE_PASSES = 30_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
+_SCORE_PASSES = 12_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
 _SCORE_LEAST = 3
 _EVEN = 6  # of the fastest plans that use every pool, cut evenly
 _SHOW = 8  # rows of the table of alternatives
@@ -155,7 +155,7 @@ class Search:
                     if team is not None:
                         found.append(team)
         found.sort(key=lambda team: estimate(generator, team))
-        return score_all(_most_promising(found), self.setting)
+        return score_all(_most_promising(found, 1), self.setting)
 
     @cached_property
     def _deadline(self) -> float:
@@ -233,7 +233,7 @@ class Search:
         return lines
 
 
-def _most_promising(found: Sequence[Team]) -> list[Team]:
+def _most_promising(found: Sequence[Team], least: int = _SCORE_LEAST) -> list[Team]:
     """The first teams, and the first of every way to use the pools, within the passes
     that can be timed exactly."""
     chosen, ways, passes = [], set(), 0
@@ -244,7 +244,7 @@ def _most_promising(found: Sequence[Team]) -> list[Team]:
                 len(item.column.stages) * sum(set(item.micro_batches)) + 10 * item.count
                 for item in team
             )
-            if passes + size > _SCORE_PASSES and len(chosen) >= _SCORE_LEAST:
+            if passes + size > _SCORE_PASSES and len(chosen) >= least:
                 continue
             passes += size
             chosen.append(team)
