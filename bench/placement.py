@@ -60,9 +60,7 @@ def random_case(rng: random.Random) -> tuple[Setting, list[Pipeline]]:
     pool = replace(
         setting.cluster.pools[0], nodes=rng.choice([2, 3]), chips_per_node=rng.choice([2, 3, 4])
     )
-    setting = replace(
-        setting, cluster=replace(setting.cluster, pools=(pool,)), _pools={}, _stage_times={}
-    )
+    setting = replace(setting, cluster=replace(setting.cluster, pools=(pool,)))
     layers = len(setting.model.layers)
     shapes = [random_shape(rng, pool, layers) for _ in range(rng.choice([1, 1, 2]))]
     pipelines, chips, fragments = [], 0, 0
@@ -148,9 +146,7 @@ def large() -> dict[str, float]:
     """CPU seconds of placing 10,000 chips in nodes of eight, by tensor-parallel degree."""
     setting = small_setting(0)
     pool = replace(setting.cluster.pools[0], nodes=1250, chips_per_node=8, rails=8)
-    setting = replace(
-        setting, cluster=replace(setting.cluster, pools=(pool,)), _pools={}, _stage_times={}
-    )
+    setting = replace(setting, cluster=replace(setting.cluster, pools=(pool,)))
     result = {}
     for tp in (1, 2, 4):
         ends = [0, 1, 2, len(setting.model.layers)]

@@ -2,6 +2,9 @@
 
     .venv/bin/python bench/published.py --data runs.csv [--data more.csv] [--calibrate 8]
 
+With `--through-plan` every row becomes a plan and is predicted by its timeline, as `pluribus
+predict` does; otherwise by the closed forms of regular layouts.
+
 A cluster starts from the shipped constants, or with `--leave-one-out` from factors fitted on
 eight rows of every other source. With `--calibrate N` at most N rows of each cluster, and never
 more than half of them, are drawn with a fixed seed to fit its factors, and are not scored; errors
@@ -24,11 +27,21 @@ from typing import Any
 
 from published_rows import Row, UnusableError, parse_row, read_rows
 
+from pluribus.core.errors import PlanError, PluribusError
 from pluribus.core.units import GIB
-from pluribus.predict.calibrate import MeasuredRun, calibrate
-from pluribus.predict.calibration import IDENTITY, Calibration
-from pluribus.predict.regular import Terms, regular_interval, regular_terms
+from pluribus.hardware.cluster import Cluster
+from pluribus.predict.calibrate import MeasuredRun, calibrate, interval
+from pluribus.predict.predict import forecast
+from pluribus.predict.regular import Terms, regular_terms
 from pluribus.predict.regular_memory import regular_memory
+from pluribus.predict.regular_plan import regular_pipelines
+from pluribus.predict.setting import Setting
+from pluribus.spec.calibration import IDENTITY, Calibration
+from pluribus.spec.job import DataSpec, Job, ModelSpec, TrainSpec
+from pluribus.spec.plan import Plan
+from pluribus.spec.prediction import ChipMemory, Prediction
+
+MOST_BETWEEN_REPEATS = 1.15
 
 RIVALS = """published errors of others (their own data unless said):
   vTrain 8.37 % on its 1,440 single-node runs, 14.73 % on its 109 multi-node runs
@@ -44,6 +57,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--leave-one-out", action="store_true", help="start from other sources")
+    parser.add_argument("--through-plan", action="store_true", help="predict as users' plans are")
     parser.add_argument("--rows", action="store_true", help="print every row")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -51,12 +65,17 @@ def main() -> None:
         parser.error("--calibrate takes 0 to 8 rows")
     rows, skipped = load(options.data)
     start = time.perf_counter()
-    terms = [
-        regular_terms(
-            row.model, row.pool, row.layout, row.sequence_length, row.precision, row.software
-        )
-        for row in rows
-    ]
+    terms, kept = [], []
+    for row in rows:
+        try:
+            terms.append(PlannedRow(row) if options.through_plan else terms_of(row))
+            kept.append(row)
+        except PlanError as error:
+            skipped[f"{row.group[:40]}: {error.what}"] += 1
+    rows = kept
+    if options.through_plan:
+        for term in terms:
+            term.seconds()
     per_row = (time.perf_counter() - start) / max(1, len(rows))
     scored = score(
         rows, terms, options.calibrate, options.draws, options.seed, options.leave_one_out
@@ -64,13 +83,48 @@ def main() -> None:
     report = {
         "calibrated_on": options.calibrate,
         "sources": summarise(rows, scored),
-        "memory": memory(rows),
+        "memory": memory(rows, terms),
         "skipped": dict(skipped.most_common()),
         "ms_per_row": per_row * 1e3,
     }
     show(report, rows, scored, options.rows)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def terms_of(row: Row) -> Terms:
+    return regular_terms(
+        row.model, row.pool, row.layout, row.sequence_length, row.precision, row.software
+    )
+
+
+class PlannedRow:
+    """A row as a plan in its setting: what `pluribus predict` would say of it."""
+
+    def __init__(self, row: Row) -> None:
+        nodes = max(row.pool.nodes, -(-row.layout.num_chips // row.pool.chips_per_node))
+        pool = replace(row.pool, nodes=nodes)
+        train = TrainSpec(
+            sequence_length=row.sequence_length, steps=1, precision=row.precision,
+            global_batch_tokens=row.sequence_length * row.layout.global_batch,
+        )  # fmt: skip
+        job = Job(model=ModelSpec(config=""), data=DataSpec(tokens=""), train=train)
+        self._setting = Setting(job, row.model, Cluster((pool,)), software=row.software)
+        self._plan = Plan(
+            pipelines=regular_pipelines(row.model, pool, row.layout), job={}, job_digest="",
+            cluster={}, cluster_digest="", model_config={},
+        )  # fmt: skip
+
+    def seconds(self, calibration: Calibration = IDENTITY) -> float:
+        return self.prediction(calibration).step_seconds.mid
+
+    def prediction(self, calibration: Calibration = IDENTITY) -> Prediction:
+        return forecast(self._plan, self._setting.calibrated(calibration), {}).prediction
+
+    @property
+    def memory(self) -> ChipMemory:
+        stages = self.prediction().stages[0]
+        return max((stage.memory for stage in stages), key=lambda memory: memory.total)
 
 
 def load(paths: Sequence[Path]) -> tuple[list[Row], Counter[str]]:
@@ -80,14 +134,34 @@ def load(paths: Sequence[Path]) -> tuple[list[Row], Counter[str]]:
         for raw in read_rows(path):
             try:
                 rows.append(parse_row(raw))
-            except UnusableError as error:
+            except (UnusableError, PluribusError) as error:
                 skipped[f"{(raw.get('source') or '?')[:40]}: {error}"] += 1
-    return rows, skipped
+    return _with_repeats_flagged(rows), skipped
+
+
+def _with_repeats_flagged(rows: Sequence[Row]) -> list[Row]:
+    """Flags runs whose every column is that of a much quicker or slower one: a newer program, or
+    a mistake."""
+    alike = defaultdict(list)
+    for row in rows:
+        alike[_run(row)].append(row.seconds)
+    flagged = []
+    for row in rows:
+        times = [seconds for seconds in alike[_run(row)] if seconds]
+        if times and max(times) > MOST_BETWEEN_REPEATS * min(times):
+            row = replace(row, flags=(*row.flags, "another run alike took a quite different time"))
+        flagged.append(row)
+    return flagged
+
+
+def _run(row: Row) -> tuple[object, ...]:
+    return (row.cluster, row.model.digest, row.layout, row.sequence_length, row.precision,
+            row.pool.chip.matmul_flops(row.precision), row.software)  # fmt: skip
 
 
 def score(
     rows: Sequence[Row],
-    terms: Sequence[Terms],
+    terms: Sequence[Terms | PlannedRow],
     count: int,
     draws: int,
     seed: int,
@@ -111,20 +185,22 @@ def score(
             factors = calibrate(runs, start)
             for i in members:
                 if i not in chosen:
-                    interval = regular_interval(terms[i], factors)
+                    expected = interval(terms[i].seconds, factors)
                     records.append(
                         {
                             "row": i,
                             "draw": draw,
-                            "predicted": interval.mid,
+                            "predicted": expected.mid,
                             "measured": rows[i].seconds,
-                            "covered": interval.low <= rows[i].seconds <= interval.high,
+                            "covered": expected.low <= rows[i].seconds <= expected.high,
                         }
                     )
     return records
 
 
-def _from_others(rows: Sequence[Row], terms: Sequence[Terms], group: str, seed: int) -> Calibration:
+def _from_others(
+    rows: Sequence[Row], terms: Sequence[Terms | PlannedRow], group: str, seed: int
+) -> Calibration:
     """Factors fitted on a few rows of every other source: what a new cluster starts from."""
     sources = defaultdict(list)
     for index, row in enumerate(rows):
@@ -138,10 +214,9 @@ def _from_others(rows: Sequence[Row], terms: Sequence[Terms], group: str, seed: 
         runs += [MeasuredRun(terms[i].seconds, rows[i].seconds) for i in chosen]
     if not runs:
         return IDENTITY
-    # Sources differ more than runs of one source do.
+    # The cluster differs from the others in what all of them differ: as much as from none.
     found = calibrate(runs)
-    errors = sorted(abs(math.log(run.predict(found) / run.seconds)) for run in runs)
-    return replace(found, spread=math.expm1(errors[int(0.8 * (len(errors) - 1))]))
+    return replace(found, covariance=None, runs=0)
 
 
 def summarise(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -181,7 +256,7 @@ def _ranking(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> dict[str
         sweeps[*key, row.layout.num_chips, row.precision, record["draw"]].append(record)
     taus, regrets = [], []
     for sweep in sweeps.values():
-        if len(sweep) >= 5:
+        if len({rows[record["row"]].layout for record in sweep}) >= 5:
             pairs = [(a["predicted"] - b["predicted"]) * (a["measured"] - b["measured"])
                      for i, a in enumerate(sweep) for b in sweep[:i]]  # fmt: skip
             taus.append(sum((p > 0) - (p < 0) for p in pairs) / len(pairs))
@@ -192,23 +267,32 @@ def _ranking(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> dict[str
     return {"tau": statistics.fmean(taus), "regret": statistics.fmean(regrets)}
 
 
-def memory(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def memory(rows: Sequence[Row], terms: Sequence[Terms | PlannedRow]) -> list[dict[str, Any]]:
     """Peak bytes against published GiB by source, and whether runs that ran out were foreseen."""
     groups = defaultdict(list)
-    for row in rows:
+    for row, term in zip(rows, terms, strict=True):
         if row.memory_gb is not None:
-            groups[row.group].append(row)
+            groups[row.group].append((row, term))
     lines = []
     outcomes: Counter[tuple[bool, bool]] = Counter()
     for name, group in groups.items():
         errors = []
-        for row in group:
-            found = regular_memory(
-                row.model, row.pool, row.layout, row.sequence_length, row.precision, row.software
+        for row, term in group:
+            found = (
+                term.memory
+                if isinstance(term, PlannedRow)
+                else regular_memory(
+                    row.model,
+                    row.pool,
+                    row.layout,
+                    row.sequence_length,
+                    row.precision,
+                    row.software,
+                )
             )
             outcomes[not found.fits, math.isinf(row.memory_gb)] += 1
             if math.isfinite(row.memory_gb):
-                errors.append(found.total / GIB / row.memory_gb - 1)
+                errors.append(found.tensors / GIB / row.memory_gb - 1)
         if errors:
             lines.append({
                 "source": name, "rows": len(errors), "bias": statistics.fmean(errors),

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from published_guess import likely_layout
+from published_programs import program_of, told
+
+from pluribus.core.errors import PluribusError
 from pluribus.hardware.catalogue import load_catalogue
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
 from pluribus.predict.regular import Layout
-from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, Software
+from pluribus.predict.software import Software
+from pluribus.spec.plan import ScheduleName
 
 # Public configs of models whose rows give no sizes (their config.json on Hugging Face).
 _DEEPSEEK_V3 = {
@@ -35,7 +41,13 @@ _QWEN3_MOE = {
     "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32,
     "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936,
 }  # fmt: skip
+_GPT_OSS_120B = {
+    **_QWEN3_MOE, "hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64,
+    "moe_intermediate_size": 2880, "num_hidden_layers": 36, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "num_experts_per_tok": 4, "vocab_size": 201088,
+}  # fmt: skip
 _NAMED = {
+    r"gpt.?oss.?120b": _GPT_OSS_120B,
     r"deepseek.?v3": _DEEPSEEK_V3,
     r"mixtral.?8x7b": _MIXTRAL,
     r"qwen3.?30b": _QWEN3_MOE,
@@ -53,7 +65,20 @@ _SYSTEMS = {
     "GB200": (400.0, 64), "GB300": (800.0, 64),
 }  # fmt: skip
 
-_PRECISIONS = {"fp16": "fp16", "mxfp8": "fp8", "nvfp4": "fp8", "fp8": "fp8", "float8": "fp8"}
+_PRECISIONS = (
+    ("fp8", "fp8"), ("float8", "fp8"), ("fp4", "fp8"), ("bf16", "bf16"), ("fp16", "fp16"),
+    ("fp32", "fp32"), ("tf32", "fp32"),
+)  # fmt: skip
+
+# The zero-bubble paper's names beside the usual ones.
+_SCHEDULES: tuple[tuple[str, ScheduleName], ...] = (
+    (r"\bZB-?(1p|H1)\b", "zb-h1"), (r"\bZB-?(2p|H2)\b", "zb-h2"), (r"\bZB-?V\b", "zbv"),
+    (r"\bgpipe\b", "gpipe"),
+)  # fmt: skip
+
+_MOST_LAYERS = 2000
+
+_RAN_OUT = re.compile(r"\bOOM\b|out of memory", re.I)
 
 
 class UnusableError(Exception):
@@ -87,7 +112,7 @@ class Row:
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
     """The rows as strings, with the name of their file."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         return [{**row, "file": Path(path).stem} for row in csv.DictReader(file)]
 
 
@@ -98,59 +123,69 @@ def parse_row(row: Mapping[str, str]) -> Row:
         UnusableError: it is not fully specified, or its chip is not in the catalogue.
     """
     flags: list[str] = []
-    tp, pp = _whole(row, "tp"), _whole(row, "pp")
+    words = told(row)
+    tp, pp, cp = _whole(row, "tp"), _whole(row, "pp"), _whole(row, "cp") or 1
     dp, chips = _whole(row, "dp"), _whole(row, "n_gpu")
-    missing = [k for k, v in (("tp", tp), ("pp", pp), ("dp", dp), ("n_gpu", chips)) if v is None]
+    if tp and pp and chips and dp is None and chips % (tp * pp * cp) == 0:
+        dp = chips // (tp * pp * cp)
+        flags.append("no dp given, taken as what n_gpu leaves")
+    if tp and pp and dp and chips is None:
+        chips = tp * pp * cp * dp
     sequence, batch = _whole(row, "seq"), _whole(row, "global_batch")
-    missing += [k for k, v in (("seq", sequence), ("global_batch", batch)) if v is None]
-    if missing:
+    found = {"tp": tp, "pp": pp, "dp": dp, "n_gpu": chips, "seq": sequence, "global_batch": batch}
+    if missing := [name for name, value in found.items() if value is None]:
         raise UnusableError(f"no {', '.join(missing)}")
-    told = " ".join(row.get(k) or "" for k in ("peak_mem_gb", "iter_time_s", "note"))
-    out = bool(re.search(r"\bOOM\b|out of memory", told, re.I))
-    if _number(row, "iter_time_s") is None and _number(row, "peak_mem_gb") is None and not out:
+    seconds, memory = _number(row, "iter_time_s"), _number(row, "peak_mem_gb")
+    # A note may speak of another run's end; a row with a time of its own did not run out.
+    said = ("peak_mem_gb", "iter_time_s") if seconds else ("peak_mem_gb", "iter_time_s", "note")
+    out = bool(_RAN_OUT.search(" ".join(row.get(k) or "" for k in said)))
+    if seconds is None and not out and (rate := _number(row, "tokens_per_s")):
+        seconds = batch * sequence / rate
+        flags.append("time taken from tokens/s")
+    if seconds is None and memory is None and not out:
         raise UnusableError("neither time nor memory")
-    micro = _whole(row, "micro_batch")
-    if micro is None:
-        micro = 1
-        flags.append("no micro-batch given, taken as 1")
-    text = " ".join(row.get(k) or "" for k in ("model", "note", "table"))
-    if re.search(r"lora|sft", text, re.I):
+    if re.search(r"\blora\b", words, re.I):
+        flags.append("adapters only, predicted as training with frozen weights")
+    elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
-    if re.search(r"nvfp4", row.get("precision") or "", re.I):
-        flags.append("4-bit, predicted as 8-bit at twice the rate")
+    schedule, virtual = _schedule(row, pp, words, flags)
     recompute = re.match(r"none|selective|full", row.get("recompute") or "")
-    virtual = _whole(row, "vpp") or 1
-    schedule = "interleaved" if virtual > 1 and pp > 1 else "1f1b"
-    for name, kind in (("ZB-1p", "zb-h1"), ("ZB-2p", "zb-h2"), ("ZBV", "zbv")):
-        if name in (row.get("model") or ""):
-            schedule = kind
+    micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
-        tp=tp, pp=pp, dp=dp, cp=_whole(row, "cp") or 1, ep=_whole(row, "ep") or 1,
-        virtual_stages=virtual, zero=_whole(row, "zero") or 0, micro_batch=micro,
+        tp=tp, pp=pp, dp=dp, cp=cp, ep=_whole(row, "ep") or 1,
+        virtual_stages=virtual, zero=min(zero or 0, 3), micro_batch=micro or 1,
         global_batch=batch, recompute=recompute.group() if recompute else "none",
         schedule=schedule,
     )  # fmt: skip
     if layout.num_chips != chips:
-        flags.append(f"tp × cp × pp × dp is {layout.num_chips}, n_gpu {chips}")
-    if batch % (dp * micro):
-        flags.append(f"batch {batch} is not a multiple of dp × micro-batch {dp * micro}")
-    model = _model(row, flags)
+        flags.append("n_gpu is not tp × cp × pp × dp, which is taken")
+    if batch % (dp * layout.micro_batch):
+        flags.append("the batch is not a multiple of dp × micro-batch")
+    model = _model(row, tp, flags)
     if not model.supports_tp(tp) or not model.supports_ep(layout.ep):
         raise UnusableError(f"tp {tp} or ep {layout.ep} does not divide {row.get('model')}")
+    if pp > len(model.layers) - 2:
+        raise UnusableError(f"{pp} stages of {len(model.layers) - 2} blocks")
     pool = _pool(row.get("gpu") or "", chips)
-    if re.search(r"nvfp4", row.get("precision") or "", re.I):
-        doubled = {"fp8": 2 * pool.chip.matmul_flops("fp8") / 1e12}
-        pool = replace(pool, chip=replace(pool.chip, measured_tflops=doubled | _wide(pool.chip)))
-    precision = (row.get("precision") or "bf16").lower().split("-")[0].split("/")[0]
-    precision = _PRECISIONS.get(precision, "bf16")
-    if not row.get("zero") and dp > 1:
-        flags.append("no ZeRO stage given, taken as 0")
-    if virtual == 1 and row.get("vpp") in ("", None) and pp > 1:
-        flags.append("no virtual stages given, taken as 1")
-    if re.search(r"float8", text) and precision == "bf16":
+    precision = (row.get("precision") or "bf16").lower()
+    if "fp4" in precision:
+        flags.append("4-bit, predicted as 8-bit at twice the rate")
+        if pool.chip.supports("fp8"):
+            doubled = {"fp8": 2 * pool.chip.matmul_flops("fp8") / 1e12}
+            pool = replace(
+                pool, chip=replace(pool.chip, measured_tflops=doubled | _wide(pool.chip))
+            )
+    precision = next((kind for word, kind in _PRECISIONS if word in precision), "bf16")
+    if precision == "bf16" and re.search(r"float8", words):
         precision = "fp8"
     if not pool.chip.supports(precision):
         raise UnusableError(f"no known {precision} rate of {pool.chip.key}")
+    software = program_of(row, precision, sharded=layout.zero >= 3)
+    unknown = [k for k, v in (("micro_batch", micro), ("zero", zero if dp > 1 else 0)) if v is None]
+    if unknown:
+        run = (sequence, precision, software)
+        layout, guessed = likely_layout(layout, model, pool, run, unknown, None if out else memory)
+        flags += guessed
     group = f"{row.get('source') or '?'} [{row['file']}]"
     return Row(
         group=group,
@@ -160,9 +195,9 @@ def parse_row(row: Mapping[str, str]) -> Row:
         layout=layout,
         sequence_length=sequence,
         precision=precision,
-        software=_software(row),
-        seconds=None if out else _number(row, "iter_time_s"),
-        memory_gb=float("inf") if out else _number(row, "peak_mem_gb"),
+        software=software,
+        seconds=None if out else seconds,
+        memory_gb=math.inf if out else memory,
         flags=tuple(flags),
     )
 
@@ -172,17 +207,38 @@ def _wide(chip: Chip) -> dict[str, float]:
 
 
 def _number(row: Mapping[str, str], key: str) -> float | None:
-    found = re.search(r"\d+(\.\d+)?([eE][-+]?\d+)?", row.get(key) or "")
-    return float(found.group()) if found else None
+    """The first positive number of a cell such as ``3(FSDP2)`` or ``1,024``."""
+    found = re.search(r"\d+(\.\d+)?([eE][-+]?\d+)?", (row.get(key) or "").replace(",", ""))
+    number = float(found.group()) if found else 0.0
+    return number if 0 < number < math.inf else None
 
 
-def _whole(row: Mapping[str, str], key: str) -> int | None:
-    """The first number of a cell such as ``3(FSDP2)``."""
+def _whole(row: Mapping[str, str], key: str, least: int = 1) -> int | None:
+    """The same as a whole number; with ``least=0`` zero counts as given."""
     number = _number(row, key)
-    return None if number is None else int(number)
+    if number is None:
+        return 0 if least == 0 and re.match(r"\s*0", row.get(key) or "") else None
+    return int(number) if number >= 1 else None
 
 
-def _model(row: Mapping[str, str], flags: list[str]) -> Model:
+def _schedule(
+    row: Mapping[str, str], pp: int, words: str, flags: list[str]
+) -> tuple[ScheduleName, int]:
+    """The schedule a row names, and its virtual stages."""
+    virtual = _whole(row, "vpp")
+    if pp == 1:
+        return "1f1b", virtual or 1
+    for pattern, schedule in _SCHEDULES:
+        if re.search(pattern, words, re.I):
+            return schedule, virtual or 1
+    if virtual is None:
+        between = bool(re.search(r"interleaved", words, re.I))
+        flags.append(f"no virtual stages given, taken as {2 if between else 1}")
+        virtual = 2 if between else 1
+    return ("interleaved" if virtual > 1 else "1f1b"), virtual
+
+
+def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
     layers, hidden = _whole(row, "layers"), _whole(row, "hidden")
     for pattern, config in _NAMED.items():
         if re.search(pattern, row.get("model") or "", re.I):
@@ -191,15 +247,22 @@ def _model(row: Mapping[str, str], flags: list[str]) -> Model:
                 dense = config["first_k_dense_replace"] * layers / config["num_hidden_layers"]
                 depth["first_k_dense_replace"] = max(1, round(dense))
             return _build(tuple({**config, **depth}.items()))
-    if layers is None or hidden is None:
+    vocab = _whole(row, "vocab") or 51200
+    size = re.search(r"(\d+(?:\.\d+)?)\s*B\b", row.get("model") or "", re.I)
+    if layers is None and hidden and size:
+        layers = round((float(size[1]) * 1e9 - vocab * hidden) / (12 * hidden**2))
+        flags.append("no layers given, taken from the size in the model's name")
+    if not hidden or not layers or layers < 1:
         raise UnusableError("no layers or hidden, and not a model known by name")
+    if layers > _MOST_LAYERS:
+        raise UnusableError(f"{layers} layers")
     heads = _whole(row, "heads")
     if heads is None:
-        heads = max(1, hidden // 128)
-        flags.append("no heads given, taken as hidden / 128")
+        fitting = [n for n in range(tp, hidden + 1, tp) if hidden % n == 0]
+        heads = min(fitting or [1], key=lambda n: abs(n - hidden / 128))
+        flags.append("no heads given, taken as about hidden / 128")
     width = _whole(row, "ffn") or 4 * hidden
     keys = _whole(row, "kv_heads") or heads
-    vocab = _whole(row, "vocab") or 51200
     if hidden % heads:
         raise UnusableError(f"hidden {hidden} is not a multiple of heads {heads}")
     if width != 4 * hidden or keys != heads:
@@ -218,7 +281,10 @@ def _model(row: Mapping[str, str], flags: list[str]) -> Model:
 
 @functools.lru_cache(maxsize=256)
 def _build(config: tuple[tuple[str, object], ...]) -> Model:
-    return Model.from_config(dict(config))
+    try:
+        return Model.from_config(dict(config))
+    except PluribusError as error:
+        raise UnusableError(f"no such model: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -241,7 +307,7 @@ def _pool(gpu: str, chips: int) -> Pool:
 def _chip(gpu: str) -> Chip:
     """The catalogue's chip whose part number the text holds, nearest in memory."""
     text = gpu.upper().replace("-", " ")
-    memory = re.search(r"(\d+)\s*GB\b", text)
+    memory = re.search(r"(\d+)\s*GB\b(?!/)", text)
     wanted = float(memory[1]) if memory else None
     fits = []
     for chip in load_catalogue().values():
@@ -252,7 +318,10 @@ def _chip(gpu: str) -> Chip:
     if not fits:
         raise UnusableError(f"unknown chip '{gpu}'")
     chip = min(fits, key=lambda fit: fit[:2])[2]
-    changes: dict[str, float] = {}
+    changes: dict[str, object] = {}
+    if re.search(r"\bDGX 2\b", text):
+        # Joined by a switch, where eight V100 elsewhere are a mesh.
+        changes["key"] = f"{chip.key}-nvswitch"
     if wanted and abs(wanted - chip.memory_gib) > 1:
         changes["memory_gib"] = wanted
     if found := re.search(r"([\d.]+)\s*TB/S", text):
@@ -267,18 +336,3 @@ def _chip(gpu: str) -> Chip:
             dtype: chip.matmul_flops(dtype) * slower / 1e12 for dtype in chip.dtypes
         }
     return replace(chip, **changes) if changes else chip
-
-
-def _software(row: Mapping[str, str]) -> Software:
-    """The generation of training program a source used, by its date or name.
-
-    Zero Bubble's peak memory shows the scores: it ran without flash attention in 2023.
-    """
-    source = f"{row.get('source')} {row.get('model')}"
-    dated = re.search(r"arXiv:(\d{4})\.", source)
-    before_flash = dated is not None and int(dated[1]) < 2206
-    named = re.search(r"\(202[0-2]|vtrain|bigscience|mt-nlg|zero bubble", source, re.I)
-    if before_flash or named:
-        divided = "sequence-parallel" in (row.get("recompute") or "")
-        return replace(MEGATRON_2021, sequence_parallel=divided)
-    return FSDP if (_whole(row, "zero") or 0) >= 3 else MEGATRON

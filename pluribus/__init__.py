@@ -19,11 +19,12 @@ from typing import Any
 import pluribus.plan
 import pluribus.predict
 import pluribus.train  # noqa: F401
-from pluribus._api import plan, predict, probe, profile, report, train
+from pluribus._api import calibrate, plan, predict, probe, profile, report, train
 from pluribus._version import __version__
 from pluribus.core.errors import PluribusError
 
 _CLASSES = {
+    "Calibration": "pluribus.spec.calibration",
     "Chip": "pluribus.hardware.chip",
     "Cluster": "pluribus.hardware.cluster",
     "Job": "pluribus.spec.job",
@@ -34,6 +35,7 @@ _CLASSES = {
 }
 
 __all__ = [
+    "Calibration",
     "Chip",
     "Cluster",
     "Job",
@@ -43,6 +45,7 @@ __all__ = [
     "Prediction",
     "Profile",
     "__version__",
+    "calibrate",
     "plan",
     "predict",
     "probe",

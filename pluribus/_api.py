@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pluribus.hardware.cluster import Cluster
+    from pluribus.spec.calibration import Calibration, CalibrationRecord
     from pluribus.spec.job import Job
     from pluribus.spec.plan import Plan
     from pluribus.spec.prediction import Prediction
@@ -42,12 +43,13 @@ def profile(
 
 def plan(
     job: Job, cluster: Cluster, profile: Profile | None = None, *,
-    progress: Callable[[str], None] = _quiet,
+    calibration: Calibration | None = None, progress: Callable[[str], None] = _quiet,
 ) -> Plan:  # fmt: skip
     """The plan that serves the job's objective best on the cluster.
 
     Args:
         profile: measured times, used instead of formulas where it has them.
+        calibration: the cluster's factors on what formulas say; see `calibrate`.
 
     Raises:
         PlanError: no plan fits; says by how many GiB on which chip.
@@ -55,23 +57,47 @@ def plan(
     from pluribus.model.model import Model
     from pluribus.plan.search import Search
     from pluribus.predict.setting import Setting
+    from pluribus.spec.calibration import IDENTITY
 
     model = Model.from_config(job.resolve(job.model.config))
-    return Search(Setting(job, model, cluster, profile), progress).best()
+    setting = Setting(job, model, cluster, profile, calibration=calibration or IDENTITY)
+    return Search(setting, progress).best()
 
 
-def predict(plan: Plan, profile: Profile | None = None) -> Prediction:
+def predict(
+    plan: Plan, profile: Profile | None = None, *, calibration: Calibration | None = None
+) -> Prediction:
     """What a plan will take: seconds, bytes and money.
+
+    Args:
+        profile, calibration: used instead of those it was planned with; what each pool delivers
+            alone is then planned anew.
 
     Raises:
         PlanError: the plan breaks a law other than that of memory; see `plan.validate`.
     """
+    from pluribus.plan.alone import known_or_searched
     from pluribus.plan.validate import require_valid
-    from pluribus.predict.predict import predict as run
+    from pluribus.predict.predict import forecast
     from pluribus.predict.setting import Setting
 
-    require_valid(plan, Setting.of_plan(plan, profile), memory=False)
-    return run(plan, profile)
+    setting = Setting.of_plan(plan, profile, calibration)
+    require_valid(plan, setting, memory=False)
+    return forecast(plan, setting, known_or_searched(plan, setting)).prediction
+
+
+def calibrate(*runs: str | Path) -> CalibrationRecord:
+    """Fits a cluster's factors to up to eight measured runs.
+
+    Args:
+        runs: folders of `train`, or files of measured runs (docs/predict.md).
+
+    Returns:
+        The factors, as `plan` and `predict` take them, and what they make of each run.
+    """
+    from pluribus.predict.measured_runs import calibrate_files
+
+    return calibrate_files(runs)
 
 
 def train(

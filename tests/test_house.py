@@ -153,8 +153,9 @@ def test_the_plan_command_imports_no_torch(tmp_path: Path) -> None:
 def test_the_public_names() -> None:
     assert pluribus.__all__ == sorted(pluribus.__all__)
     assert pluribus.__all__ == [
-        "Chip", "Cluster", "Job", "Model", "Plan", "PluribusError", "Prediction", "Profile",
-        "__version__", "plan", "predict", "probe", "profile", "report", "train",
+        "Calibration", "Chip", "Cluster", "Job", "Model", "Plan", "PluribusError", "Prediction",
+        "Profile", "__version__", "calibrate", "plan", "predict", "probe", "profile", "report",
+        "train",
     ]  # fmt: skip
     for name in pluribus.__all__:
         assert getattr(pluribus, name) is not None
@@ -174,11 +175,12 @@ def test_importing_a_room_leaves_the_function_of_its_name() -> None:
 # Positional arguments by name, options by their dashes.
 COMMAND_LINE = {
     "demo": ["--folder", "--json", "--seconds"],
+    "calibrate": ["--json", "--out", "runs"],
     "plan": [
-        "--cluster", "--html", "--json", "--out", "--pareto", "--profile", "--trial",
-        "--trial-steps", "job",
+        "--calibration", "--cluster", "--html", "--json", "--out", "--pareto", "--profile",
+        "--trial", "--trial-steps", "job",
     ],
-    "predict": ["--html", "--json", "--profile", "--trace", "plan"],
+    "predict": ["--calibration", "--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
     "profile": ["--cluster", "--from-aic", "--json", "--operators", "--out", "job"],
     "replan": [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pluribus.core.errors import ConfigError
 from pluribus.hardware.cluster import Cluster
+from pluribus.spec.calibration import Calibration, CalibrationRecord
 from pluribus.spec.job import Job
 from pluribus.spec.profile import Profile
 
@@ -41,6 +42,11 @@ def load_profile(path: str | None, job: str, cluster: Cluster) -> Profile | None
             do="Measure again with `pluribus profile`, or remove the file to plan by formulas.",
         )
     return profile
+
+
+def load_calibration(path: str | None) -> Calibration | None:
+    """The factors of a calibration.json."""
+    return CalibrationRecord.load(path).factors if path else None
 
 
 def beside(file: str, name: str) -> Path:

@@ -14,6 +14,7 @@ from rich.table import Table
 from pluribus.core.units import GIB, format_seconds
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Pipeline, Plan
+from pluribus.spec.prediction import Breakdown
 from pluribus.spec.run import Comparison
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def print_plan(plan: Plan) -> None:
         facts.append(f"MFU {prediction.mfu:.1%}")
     if prediction.aggregation is not None:
         facts.append(f"aggregation {prediction.aggregation:.1%}")
+    if prediction.of_bound is not None:
+        facts.append(f"{prediction.of_bound:.1%} of the compute bound")
     if prediction.money_per_step:
         total = prediction.money_per_step * setting.job.train.num_steps
         facts.append(f"money {total:,.0f} for {setting.job.train.num_steps:,} steps")
@@ -89,6 +92,11 @@ def print_plan(plan: Plan) -> None:
     )
     if alone:
         console.print(f"alone, in tokens/s: {alone}")
+    if plan.node_values and prediction is not None:
+        values = ", ".join(
+            f"{pool} −{seconds / step.mid:.1%}" for pool, seconds in plan.node_values.items()
+        )
+        console.print(f"one more node would change the step by about: {values}")
     _print_breakdown(plan)
     _print_alternatives(plan)
     for line in plan.explanation:
@@ -137,17 +145,58 @@ def _distinct(plan: Plan) -> list[tuple[int, Any, int]]:
 
 def _print_breakdown(plan: Plan) -> None:
     assert plan.prediction is not None
-    parts = plan.prediction.breakdown
     total = plan.prediction.step_seconds.mid
-    shares = {
+    always = ("compute", "stage messages", "bubble", "gradient sums", "optimiser")
+    line = ", ".join(
+        f"{name} {seconds / total:.1%}"
+        for name, seconds in _parts(plan.prediction.breakdown).items()
+        if seconds or name in always
+    )
+    console.print(f"the busiest chip's step: {line}")
+
+
+def _parts(parts: Breakdown) -> dict[str, float]:
+    return {
         "compute": parts.compute,
+        "tensor-parallel talk": parts.tensor_communication,
+        "expert-parallel talk": parts.expert_communication,
+        "context-parallel talk": parts.context_communication,
+        "weight gathers": parts.weight_gather,
         "stage messages": parts.pipeline_communication,
         "bubble": parts.bubble,
         "gradient sums": parts.gradient_sync,
         "optimiser": parts.optimizer,
     }
-    line = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in shares.items())
-    console.print(f"the busiest chip's step: {line}")
+
+
+def print_details(plan: Plan) -> None:
+    """Where the busiest chip's step goes, in seconds, and what fills each chip's memory."""
+    prediction = plan.prediction
+    assert prediction is not None
+    total = prediction.step_seconds.mid
+    steps = Table(title="The busiest chip's step", title_justify="left")
+    steps.add_column("part")
+    steps.add_column("seconds", justify="right")
+    steps.add_column("share", justify="right")
+    for name, seconds in _parts(prediction.breakdown).items():
+        if seconds:
+            steps.add_row(name, format_seconds(seconds), f"{seconds / total:.1%}")
+    console.print(steps)
+    memory = Table(title="Memory of each chip at its fullest, GiB", title_justify="left")
+    memory.add_column("stage", no_wrap=True)
+    names = ("weights", "gradients", "optimizer", "activations", "buffers", "process", "total",
+             "capacity")  # fmt: skip
+    for name in names:
+        memory.add_column(name, justify="right")
+    for p, pipeline, copies in _distinct(plan):
+        for s in range(len(pipeline.stages)):
+            bytes_of = prediction.stages[p][s].memory
+            memory.add_row(
+                f"{p}.{s}" + (f" × {copies}" if copies > 1 else ""),
+                *(f"{getattr(bytes_of, name) / GIB:.2f}" for name in names),
+                style=None if bytes_of.fits else "red",
+            )
+    console.print(memory)
 
 
 def _print_alternatives(plan: Plan) -> None:

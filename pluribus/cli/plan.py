@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from pluribus._api import plan
-from pluribus.cli.inputs import add_job, beside, load_job, load_profile
+from pluribus.cli.inputs import add_job, beside, load_calibration, load_job, load_profile
 from pluribus.cli.output import console, print_json, print_plan, print_trial, say
 from pluribus.core.errors import ConfigError
 from pluribus.core.io import read_json, write_text
 from pluribus.hardware.cluster import Cluster
 from pluribus.model.model import Model
 from pluribus.predict.setting import Setting
+from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.job import Job
 from pluribus.spec.plan import Plan
 from pluribus.spec.profile import Profile
@@ -22,6 +23,7 @@ from pluribus.spec.profile import Profile
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job(parser)
     parser.add_argument("--profile", help="measured times (profile.json beside the job, if any)")
+    parser.add_argument("--calibration", help="a cluster's factors (calibration.json)")
     parser.add_argument("--out", help="file to write (plan.json beside the job file)")
     parser.add_argument("--html", metavar="FILE", help="draw the plan and why it is the best")
     parser.add_argument(
@@ -41,11 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     profile = load_profile(arguments.profile, arguments.job, cluster)
     if profile is None:
         say("no profile: predicting by formulas from datasheets and published measurements")
-    progress = partial(_say, "weighing")
+    calibration = load_calibration(arguments.calibration)
     if arguments.trial is not None:
-        result = _trial(arguments, job, cluster, profile)
+        result = _trial(arguments, job, cluster, profile, calibration)
     else:
-        result = plan(job, cluster, profile, progress=progress)
+        result = plan(
+            job, cluster, profile, calibration=calibration, progress=partial(_say, "weighing")
+        )
     out = Path(arguments.out) if arguments.out else beside(arguments.job, "plan.json")
     result.save(out)
     if arguments.json:
@@ -65,7 +69,11 @@ def _say(word: str, line: str) -> None:
 
 
 def _trial(
-    arguments: argparse.Namespace, job: Job, cluster: Cluster, profile: Profile | None
+    arguments: argparse.Namespace,
+    job: Job,
+    cluster: Cluster,
+    profile: Profile | None,
+    calibration: Calibration | None,
 ) -> Plan:
     """The measured best of the best few plans; what the chips took is written as a profile."""
     from pluribus.plan.search import Search
@@ -77,7 +85,7 @@ def _trial(
             do="Give whole numbers from 1.",
         )
     model = Model.from_config(job.resolve(job.model.config))
-    setting = Setting(job, model, cluster, profile)
+    setting = Setting(job, model, cluster, profile, calibration=calibration or IDENTITY)
     plans = Search(setting, partial(_say, "weighing")).best_few(arguments.trial)
     folder = beside(arguments.job, "trial")
     trial = try_plans(plans, setting, folder, steps=arguments.trial_steps, progress=say)

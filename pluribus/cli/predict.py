@@ -7,9 +7,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from pluribus.cli.output import console, print_json, print_plan
+from pluribus.cli.inputs import load_calibration
+from pluribus.cli.output import console, print_details, print_json, print_plan
 from pluribus.core.io import write_text
 from pluribus.core.schema import to_table
+from pluribus.plan.alone import known_or_searched
 from pluribus.plan.validate import check, require_valid
 from pluribus.predict.predict import forecast
 from pluribus.predict.setting import Setting
@@ -20,6 +22,7 @@ from pluribus.spec.profile import Profile
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", help="the plan, e.g. plan.json")
     parser.add_argument("--profile", help="measured times to use instead of the plan's own")
+    parser.add_argument("--calibration", help="a cluster's factors (calibration.json)")
     parser.add_argument("--html", metavar="FILE", help="write it as one HTML page")
     parser.add_argument("--trace", metavar="FILE", help="write the timeline as a Chrome trace")
     parser.add_argument("--json", action="store_true", help="print the prediction as JSON")
@@ -28,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     plan = Plan.load(arguments.plan)
     profile = Profile.load(arguments.profile) if arguments.profile else None
-    setting = Setting.of_plan(plan, profile)
+    calibration = load_calibration(arguments.calibration)
+    setting = Setting.of_plan(plan, profile, calibration)
     # A plan that does not fit can be looked at; one that makes no sense cannot.
     require_valid(plan, setting, memory=False)
-    alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
+    alone = known_or_searched(plan, setting)
     plan = replace(plan, prediction=forecast(plan, setting, alone).prediction)
     if arguments.html or arguments.trace:
         _draw(plan, setting, arguments)
@@ -39,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(to_table(plan.prediction))
         return 0
     print_plan(plan)
+    print_details(plan)
     for violation in check(plan, setting):
         console.print(f"does not fit: {violation}")
     for file in (arguments.html, arguments.trace):

@@ -142,7 +142,7 @@ def memory_table(plan: Plan, layer_kinds: Sequence[str]) -> str:
             memory = plan.prediction.stages[members[0]][s].memory
             parts = (
                 memory.weights, memory.gradients, memory.optimizer, memory.activations,
-                memory.buffers, memory.total, memory.capacity,
+                memory.buffers, memory.process, memory.total, memory.capacity,
             )  # fmt: skip
             rows.append(
                 (
@@ -156,7 +156,7 @@ def memory_table(plan: Plan, layer_kinds: Sequence[str]) -> str:
             )
     columns = (
         "", "stage", "chip", "layers", "weights", "gradients", "optimizer", "activations",
-        "buffers", "total", "capacity", "used",
+        "buffers", "process", "total", "capacity", "used",
     )  # fmt: skip
     caption = f"Predicted memory of each chip at its fullest moment, {unit}"
     return table(caption, columns, rows, words=4)
@@ -173,8 +173,8 @@ def breakdown_table(
     columns, rows = ["part"], [[name] for name in _PARTS]
     if breakdown is not None:
         times = (
-            breakdown.compute, breakdown.pipeline_communication, breakdown.bubble,
-            breakdown.gradient_sync, breakdown.optimizer, None,
+            breakdown.compute, breakdown.inside_stage, breakdown.pipeline_communication,
+            breakdown.bubble, breakdown.gradient_sync, breakdown.optimizer, None,
         )  # fmt: skip
         columns += ["predicted", "share"]
         _add(rows, times, sum(time for time in times if time is not None))
@@ -188,7 +188,7 @@ def breakdown_table(
         optimizer = _seconds(spans, ActionKind.STEP)
         rest = max(step - compute - messages - reduce - optimizer, 0.0)
         columns += ["measured", "share"]
-        _add(rows, (compute, None, messages, reduce, optimizer, rest), step)
+        _add(rows, (compute, None, None, messages, reduce, optimizer, rest), step)
         caption = caption if breakdown is not None else "Where a step goes."
         caption += f" Measured: {stage_label(plan, lane)}, which computes most; there, messages"
         caption += " count as waiting."
@@ -199,6 +199,7 @@ def breakdown_table(
 
 _PARTS = (
     "forward and backward",
+    "talk inside the stage",
     "messages between stages",
     "waiting for a neighbour stage",
     "gradient sum",

@@ -218,8 +218,8 @@ class Cluster:
         if chip_a.rpartition("/")[0] == chip_b.rpartition("/")[0]:
             return Link(a.intra_latency_us * 1e-6, a.intra_bytes_per_s, "node")
         if a is b:
-            return Link(a.nic_latency_us * 1e-6, a.nic_bytes_per_s, "pool")
-        adapter = min(a.nic_bytes_per_s, b.nic_bytes_per_s)
+            return Link(a.nic_latency_us * 1e-6, a.adapter_bytes_per_s, "pool")
+        adapter = min(a.adapter_bytes_per_s, b.adapter_bytes_per_s)
         scope = "pools" if a.site == b.site else "sites"
         spec = self.link_between_pools(a.address, b.address)
         if spec is not None:

@@ -29,6 +29,7 @@ class Pool:
         nic_gbps: network bandwidth of one chip in each direction, Gbit/s.
         nic_latency_us: one-way latency between two nodes of the pool, microseconds.
         rails: independent rails of a rail-optimised fabric; None where the fabric has none.
+        nics_per_node: network adapters that the chips of a node share; None is one for each.
         intra_gbytes_per_s: between chips of a node, one direction, 1e9 bytes/s; None takes the
             chip's link, or PCIe where that is unknown too.
         intra_latency_us: one-way latency between chips of a node, microseconds.
@@ -50,6 +51,7 @@ class Pool:
     intra_gbytes_per_s: float | None = None
     intra_latency_us: float = 5.0
     price_per_chip_hour: float = 0.0
+    nics_per_node: int | None = None
     environment: dict[str, str] = field(default_factory=dict, hash=False)
     cores: tuple[int, ...] = ()
 
@@ -66,6 +68,8 @@ class Pool:
         check_not_negative("nic_latency_us", self.nic_latency_us)
         if self.rails is not None:
             check_count("rails", self.rails)
+        if self.nics_per_node is not None:
+            check_count("nics_per_node", self.nics_per_node)
         if self.intra_gbytes_per_s is not None:
             check_positive("intra_gbytes_per_s", self.intra_gbytes_per_s)
         check_not_negative("intra_latency_us", self.intra_latency_us)
@@ -96,6 +100,21 @@ class Pool:
     def nic_bytes_per_s(self) -> float:
         """Network bandwidth of one chip in each direction, bytes/s."""
         return self.nic_gbps * GBPS_TO_BYTES
+
+    @property
+    def adapters(self) -> int:
+        """Network adapters of a node; a chip uses one at a time."""
+        return min(self.nics_per_node or self.chips_per_node, self.chips_per_node)
+
+    @property
+    def adapter_bytes_per_s(self) -> float:
+        """Network bandwidth of one chip whose neighbours are silent, each direction, bytes/s."""
+        return self.nic_bytes_per_s * self.chips_per_node / self.adapters
+
+    @property
+    def node_bytes_per_s(self) -> float:
+        """Network bandwidth of all chips of a node together, each direction, bytes/s."""
+        return self.nic_bytes_per_s * self.chips_per_node
 
     @property
     def intra_bytes_per_s(self) -> float:

@@ -27,6 +27,7 @@ _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone th
 _CELLS = (4, 8, 16)  # of equally many layers, whose borders no stage of a mix crosses
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools whose every order along a pipeline is tried
+_SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 
 
@@ -121,6 +122,9 @@ def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> 
     if FULL_PARTITIONS < len(pools) <= _TOGETHER:
         cluster = generator.setting.cluster
         ways += [(largest(cluster, pools, n),) for n in range(2, len(pools) + 1)]
+    if generator.available.sum() > _SMALL:
+        # Many pipelines: what several groups gain over one, mixes of columns gain too.
+        ways = [way for way in ways if len(way) == 1]
     for way in ways:
         for size in generator.pricers:
             if generator.batch % size == 0:

@@ -50,6 +50,7 @@ def reason_against(loser: Prediction, winner: Prediction) -> str:
         "waiting (bubble)": loser.breakdown.bubble - winner.breakdown.bubble,
         "stage messages": loser.breakdown.pipeline_communication
         - winner.breakdown.pipeline_communication,
+        "talk inside stages": loser.breakdown.inside_stage - winner.breakdown.inside_stage,
         "gradient sums": loser.breakdown.gradient_sync - winner.breakdown.gradient_sync,
         "the update": loser.breakdown.optimizer - winner.breakdown.optimizer,
     }

@@ -13,19 +13,22 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.pool import Pool
+from pluribus.model.share import Share
 from pluribus.plan.columns import StageKind
-from pluribus.predict.collectives import message_seconds
-from pluribus.predict.compute import optimizer_seconds
+from pluribus.predict.boundary import boundary_seconds
+from pluribus.predict.compute import optimizer_seconds, share_of
 from pluribus.predict.memory import (
-    GRADIENT_BYTES,
-    OPTIMIZER_BYTES,
     USABLE_SHARE,
-    buffer_bytes,
-    weight_bytes,
+    StateBytes,
+    held_at_once,
+    kept_bytes,
+    message_bytes,
+    process_bytes,
+    working_bytes,
 )
-from pluribus.predict.setting import Setting, boundary_bytes
+from pluribus.predict.setting import Setting
+from pluribus.spec.plan import Stage
 
 Array = NDArray[np.float64]
 
@@ -138,12 +141,14 @@ class Prices:
     @cached_property
     def forward(self) -> Array:
         """[kinds, runs] seconds of one micro-batch's forward."""
-        return self._times[0] @ self.runs.counts.T
+        factors, software = self.setting.calibration, self.setting.software
+        host = software.micro_batch_s * factors.host
+        return (self._times[0] @ self.runs.counts.T + host) * factors.overhead
 
     @cached_property
     def backward(self) -> Array:
         """[kinds, runs] seconds of one micro-batch's backward."""
-        return self._times[1] @ self.runs.counts.T
+        return self._times[1] @ self.runs.counts.T * self.setting.calibration.overhead
 
     @cached_property
     def seconds(self) -> Array:
@@ -166,44 +171,57 @@ class Prices:
                 result[row, apart] += layers[tied[1]].tied_parameters // tp
         return result
 
-    def _activations(self, recompute: str | None) -> Array:
-        """[kinds, layer kinds] bytes kept of one micro-batch; None: as the kind of stage does."""
+    def _shares(self) -> list[Share]:
+        """Of one micro-batch on a chip of each kind."""
         setting = self.setting
-        return np.array(
+        return [
+            share_of(
+                self.micro_batch_size, setting.sequence_length, setting.precision,
+                setting.software, tp=kind.tensor_parallel, cp=kind.context_parallel,
+                ep=kind.expert_parallel,
+            )
+            for kind in self.kinds
+        ]  # fmt: skip
+
+    def _kept(self, in_flight: float) -> Array:
+        """[kinds, runs] bytes of activations with so many micro-batches in flight."""
+        layers, software = self.setting.model.layers, self.setting.software
+        each = [
             [
-                [
-                    setting.model.layers[i].activation_bytes(
-                        self.micro_batch_size,
-                        setting.sequence_length,
-                        tp=kind.tensor_parallel,
-                        cp=kind.context_parallel,
-                        bytes_per_element=DTYPE_BYTES[setting.precision],
-                        recompute=recompute or kind.recompute,
-                    )
-                    for i in self.runs.unlike
-                ]
-                for kind in self.kinds
+                held_at_once(layers[i], "1f1b", in_flight)
+                * kept_bytes(layers[i], share, kind.recompute, software)
+                for i in self.runs.unlike
             ]
-        )
+            for kind, share in zip(self.kinds, self._shares(), strict=True)
+        ]
+        return np.array(each) @ self.runs.counts.T * (1 + software.fragmentation)
 
     @cached_property
     def _kept_bytes(self) -> Array:
-        return self._activations(None) @ self.runs.counts.T
+        """[kinds, runs] bytes that every further micro-batch in flight adds."""
+        return self._kept(1.0) - self._kept(0.0)
 
     @cached_property
     def _fixed_bytes(self) -> Array:
         """[kinds, runs] bytes that do not grow with the micro-batches in flight."""
-        setting = self.setting
-        working = self._activations("none")
-        held = self.runs.counts > 0
-        result = np.empty_like(self.parameters)
-        for row, kind in enumerate(self.kinds):
-            share = kind.data_parallel if kind.zero else 1
-            each = weight_bytes(setting) + GRADIENT_BYTES + OPTIMIZER_BYTES / share
-            buffers = buffer_bytes(setting, setting.pool(kind.pool), self.micro_batch_size)
-            result[row] = self.parameters[row] * each + buffers
+        setting, runs = self.setting, self.runs
+        state = StateBytes.of(setting.software, setting.precision)
+        size, held = len(runs.kind), runs.counts > 0
+        result = self.parameters * state.total + self._kept(0.0)
+        for row, (kind, share) in enumerate(zip(self.kinds, self._shares(), strict=True)):
+            result[row] += process_bytes(setting.pool(kind.pool).chip)
+            messages = np.full(
+                len(runs.counts), 2 * message_bytes(setting.model.hidden_size, share)
+            )
+            messages[runs.kind[0, size]] = 0.0  # a run of all layers has no neighbour
+            result[row] += messages
             if kind.recompute == "full":
-                result[row] += np.where(held, working[row], 0.0).max(axis=1)
+                working = [
+                    working_bytes(setting.model.layers[i], share, setting.software)
+                    for i in runs.unlike
+                ]
+                extra = np.where(held, np.array(working), 0.0).max(axis=1)
+                result[row] += extra * (1 + setting.software.fragmentation)
         return result
 
     @cached_property
@@ -227,9 +245,13 @@ class Prices:
     @cached_property
     def update(self) -> Array:
         """[kinds, runs] seconds of the optimiser's update."""
-        chips = [self.setting.pool(kind.pool).chip for kind in self.kinds]
-        each = [optimizer_seconds(1.0, chip, self.setting.profile) for chip in chips]
-        return self.parameters * np.array(each)[:, None]
+        setting, factors = self.setting, self.setting.calibration
+        each = [
+            optimizer_seconds(1.0, setting.pool(kind.pool).chip, setting.profile, factors)
+            for kind in self.kinds
+        ]
+        update = self.parameters * np.array(each)[:, None]
+        return (update + setting.software.step_s * factors.host) * factors.overhead
 
     def matrix(self, row: int, values: Array) -> Array:
         """[L + 1, L + 1] values of one kind of stage for layers [a, b); infinite if empty."""
@@ -268,27 +290,37 @@ class Hops:
             near: take the quicker of that and a hop inside a node, for stages that leave room in
                 theirs: no placement is quicker.
         """
-        num_bytes = boundary_bytes(setting, micro_batch_size)
-        rows: dict[tuple[str, bool], int] = {}
+        rows: dict[tuple[str, int], int] = {}
+        lanes: list[int] = []
         senders = []
         for kind in kinds:
             pool = setting.pool(kind.pool)
+            ranks = kind.tensor_parallel * kind.context_parallel
             fills = kind.num_chips >= pool.chips_per_node
-            senders.append(rows.setdefault((kind.pool, fills), len(rows)))
+            # Nearness alone sets kinds apart where a floor is wanted: the widest stands for all.
+            row = rows.setdefault((kind.pool, int(fills) if near else ranks), len(rows))
+            lanes += [1] * (len(rows) - len(lanes))
+            lanes[row] = max(lanes[row], ranks)
+            senders.append(row)
         seconds = np.zeros((len(rows), len(pools)))
-        for (address, fills), row in rows.items():
+        for (address, mark), row in rows.items():
+            pool, width = setting.pool(address), lanes[row]
+            fills = bool(mark) if near else width >= pool.chips_per_node
+            source = _stage(f"{address}/0/0", width)
             for column, other in enumerate(pools):
                 targets = [f"{other}/0/0"]
                 if other == address:
-                    pool = setting.pool(address)
                     targets = [f"{other}/1/0"] if pool.nodes > 1 else []
                     targets += [] if fills or (targets and not near) else [f"{other}/0/1"]
                 times = [
-                    message_seconds(
-                        num_bytes, f"{address}/0/0", target, setting.cluster, setting.profile
-                    )
+                    boundary_seconds(setting, source, _stage(target, width), micro_batch_size)
                     for target in targets
                 ]
                 # Without any target no second stage fits into the pool.
                 seconds[row, column] = 2 * min(times, default=0.0)
         return cls(np.array(senders, dtype=np.intp), seconds)
+
+
+def _stage(chip: str, width: int) -> Stage:
+    """A stage of which only its first chip and its ranks matter."""
+    return Stage(chips=(chip,) * width, layers=(0, 1), tensor_parallel=width)

@@ -219,6 +219,7 @@ def _placed(
         alternatives=(),
         explanation=(),
         lower_bound_seconds=None,
+        node_values={},
     )
     return new, len(stay)
 

@@ -10,6 +10,7 @@ from pluribus.plan.columns import Column, Team
 from pluribus.plan.placement import place, unplaced
 from pluribus.predict.predict import Forecast, forecast
 from pluribus.predict.setting import Setting
+from pluribus.spec.calibration import IDENTITY
 from pluribus.spec.job import Deadline
 from pluribus.spec.plan import Pipeline, Plan, Stage
 
@@ -59,6 +60,7 @@ def score(team: Team, setting: Setting, *, polish: bool = False) -> Scored | Non
         model_config=dict(setting.model.config),
         directory=setting.job.directory,
         profile=setting.profile,
+        calibration=None if setting.calibration == IDENTITY else setting.calibration,
     )
     item = Scored(team, plan, forecast(plan, setting, {}))
     return item if item.fits else None

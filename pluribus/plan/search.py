@@ -40,7 +40,7 @@ from pluribus.spec.plan import Plan
 from pluribus.spec.prediction import Alternative
 
 _SCORE = 20  # teams that go through the exact timeline
-_SCORE_PASSES = 30_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
+_SCORE_PASSES = 12_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
 _SCORE_LEAST = 3
 _EVEN = 6  # of the fastest plans that use every pool, cut evenly
 _TRIES_ALONE = 60  # single steps timed for a pool by itself
@@ -110,6 +110,7 @@ class Search:
             alternatives=tuple(rows),
             explanation=(*self._explain(chosen), *explain(plan, self.setting)),
             lower_bound_seconds=self._bound(chosen),
+            node_values=self._node_values(),
         )
 
     @cached_property
@@ -121,6 +122,20 @@ class Search:
         starts = one_of_each_way(sorted(self._scored, key=key))[:_IMPROVE]
         found = [improver.improved(item) for item in starts]
         return [item for item, start in zip(found, starts, strict=True) if item is not start]
+
+    def _node_values(self) -> dict[str, float]:
+        """Per pool, seconds of a step that one more node would save."""
+        generator, deadline = self.generator, self._deadline
+        if not np.isfinite(deadline):
+            return {}
+        mix = generator.mix(deadline)
+        rates = [column.micro_batch_size / generator.pace(column).each for column in
+                 generator.columns]  # fmt: skip
+        rate = float(mix.uses @ np.array(rates))  # sequences that one second more delivers
+        return {
+            pool: float(value) * self.setting.pool(pool).chips_per_node / rate
+            for pool, value in zip(self.pools, mix.chip_values, strict=True)
+        }
 
     def _bound(self, chosen: Scored) -> float | None:
         """A step no plan goes below, where time is the objective."""
@@ -166,7 +181,7 @@ class Search:
                     if team is not None:
                         found.append(team)
         found.sort(key=lambda team: estimate(generator, team))
-        scored = score_all(_most_promising(found), self.setting)
+        scored = score_all(_most_promising(found, 1), self.setting)
         if scored:
             quickest = Improver(self.setting, (pool,), lambda item: (item.seconds,))
             better = quickest.improved(scored[0], _TRIES_ALONE)
@@ -249,7 +264,7 @@ class Search:
         return lines
 
 
-def _most_promising(found: Sequence[Team]) -> list[Team]:
+def _most_promising(found: Sequence[Team], least: int = _SCORE_LEAST) -> list[Team]:
     """The first teams, and the first of every way to use the pools, within the passes
     that can be timed exactly."""
     chosen, ways, passes = [], set(), 0
@@ -260,7 +275,7 @@ def _most_promising(found: Sequence[Team]) -> list[Team]:
                 len(item.column.stages) * sum(set(item.micro_batches)) + 10 * item.count
                 for item in team
             )
-            if passes + size > _SCORE_PASSES and len(chosen) >= _SCORE_LEAST:
+            if passes + size > _SCORE_PASSES and len(chosen) >= least:
                 continue
             passes += size
             chosen.append(team)

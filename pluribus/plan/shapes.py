@@ -20,7 +20,6 @@ from pluribus.plan.split import even_split, min_max_split
 from pluribus.plan.table import StageKind, StageTable
 from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
 from pluribus.predict.compute import optimizer_seconds
-from pluribus.predict.memory import GRADIENT_BYTES
 from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.spec.plan import Pipeline, Stage
 
@@ -184,8 +183,9 @@ class ShapeFinder:
             for s in range(count):
                 parameters = float(table.parameters[layers[index]])
                 members = chips[s * tp : shape.pipelines * count * tp : count * tp]
+                gradients = parameters * setting.software.gradient_sync_bytes
                 sums = group_all_reduce_seconds(
-                    parameters * GRADIENT_BYTES, members, setting.cluster, setting.profile
+                    gradients, members, setting.cluster, setting.profile
                 )
                 update = optimizer_seconds(parameters, pool.chip, setting.profile)
                 longest = max(longest, sums + update)

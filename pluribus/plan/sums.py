@@ -18,7 +18,6 @@ from pluribus.plan.prices import Array, Prices
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
 from pluribus.predict.collectives import group_all_reduce_seconds
 from pluribus.predict.link_classes import links_of
-from pluribus.predict.memory import GRADIENT_BYTES
 from pluribus.predict.setting import Setting
 
 
@@ -80,7 +79,7 @@ def estimated_tails(
     result = prices.update.copy()
     for row in range(len(prices.kinds)) if rows is None else rows:
         kind = prices.kinds[row]
-        bytes_ = prices.parameters[row] * GRADIENT_BYTES
+        bytes_ = prices.parameters[row] * setting.software.gradient_sync_bytes
         partners = members.counts.get(kind.pool)
         if not partners:
             continue
@@ -133,7 +132,8 @@ def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
     for (a, b), held in zip(spans, holders, strict=True):
         start = max(float(ready[c][s]) for c, s, _ in held)
         tp = min(kind.tensor_parallel for _, _, kind in held)
-        num_bytes = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b)) * GRADIENT_BYTES
+        parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b))
+        num_bytes = parameters * setting.software.gradient_sync_bytes
         counts: dict[str, int] = {}
         for c, _, kind in held:
             counts[kind.pool] = counts.get(kind.pool, 0) + widths[c]
@@ -168,7 +168,9 @@ def least_tails(setting: Setting, prices: Prices) -> Array:
     pools = list(dict.fromkeys(kind.pool for kind in prices.kinds))
     rate = {pool: _least_seconds_per_byte(setting, pool, pools) for pool in pools}
     each = np.array([rate[kind.pool] for kind in prices.kinds])
-    return prices.update + prices.parameters * GRADIENT_BYTES * each[:, None]
+    factors = setting.calibration
+    each = each * factors.overhead * min(factors.intra, factors.inter, 1.0)
+    return prices.update + prices.parameters * setting.software.gradient_sync_bytes * each[:, None]
 
 
 def _least_seconds_per_byte(setting: Setting, address: str, pools: Sequence[str]) -> float:

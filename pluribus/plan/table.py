@@ -10,13 +10,16 @@ from functools import cached_property
 
 import numpy as np
 
-from pluribus.core.units import DTYPE_BYTES
+from pluribus.model.share import Share
+from pluribus.predict.compute import share_of
 from pluribus.predict.memory import (
-    GRADIENT_BYTES,
-    OPTIMIZER_BYTES,
     USABLE_SHARE,
-    buffer_bytes,
-    weight_bytes,
+    StateBytes,
+    held_at_once,
+    kept_bytes,
+    message_bytes,
+    process_bytes,
+    working_bytes,
 )
 from pluribus.predict.setting import Setting
 
@@ -72,35 +75,44 @@ class StageTable:
     @cached_property
     def _static_bytes(self) -> np.ndarray:
         setting, kind = self.setting, self.kind
-        per_parameter = weight_bytes(setting) + GRADIENT_BYTES + OPTIMIZER_BYTES
-        buffers = buffer_bytes(setting, setting.pool(kind.pool), kind.micro_batch_size)
-        return self.parameters * per_parameter + buffers
+        state = StateBytes.of(setting.software, setting.precision)
+        static = self.parameters * state.total + _runs(self._kept(0.0))
+        static += process_bytes(setting.pool(kind.pool).chip)
+        messages = np.full_like(static, 2 * message_bytes(setting.model.hidden_size, self._share))
+        messages[0, -1] = 0.0  # a run of all layers has no neighbour
+        return static + messages
 
     @cached_property
     def _kept_bytes(self) -> np.ndarray:
-        return _runs(self._activations(self.kind.recompute))
+        return _runs(self._kept(1.0) - self._kept(0.0))
 
     @cached_property
     def _transient_bytes(self) -> np.ndarray:
-        working = self._activations("none")
+        software = self.setting.software
+        layers = self.setting.model.layers
+        working = np.array([working_bytes(layer, self._share, software) for layer in layers])
         size = len(working)
         result = np.zeros((size + 1, size + 1))
         for a in range(size):
             result[a, a + 1 :] = np.maximum.accumulate(working[a:])
         return result
 
-    def _activations(self, recompute: str) -> np.ndarray:
+    @cached_property
+    def _share(self) -> Share:
         setting, kind = self.setting, self.kind
+        return share_of(
+            kind.micro_batch_size, setting.sequence_length, setting.precision, setting.software,
+            tp=kind.tensor_parallel,
+        )  # fmt: skip
+
+    def _kept(self, in_flight: float) -> np.ndarray:
+        """[L] bytes of each layer with this many micro-batches in flight under 1F1B."""
+        software, recompute = self.setting.software, self.kind.recompute
         return np.array(
             [
-                layer.activation_bytes(
-                    kind.micro_batch_size,
-                    setting.sequence_length,
-                    tp=kind.tensor_parallel,
-                    bytes_per_element=DTYPE_BYTES[setting.precision],
-                    recompute=recompute,
-                )
-                for layer in setting.model.layers
+                held_at_once(layer, "1f1b", in_flight)
+                * kept_bytes(layer, self._share, recompute, software)
+                for layer in self.setting.model.layers
             ]
         )
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pluribus.hardware.cluster import Cluster
+from pluribus.hardware.cluster import Cluster, Pool
 from pluribus.predict.algorithms import ALL_REDUCE, SEND, Algorithm, GroupShape, algorithms
+from pluribus.predict.crossing import crossing
 from pluribus.predict.link_classes import Links, links_of
 from pluribus.predict.operator_tables import operator_times
 from pluribus.spec.profile import Profile
@@ -90,7 +91,9 @@ def message_seconds(
     pool = cluster.pool_of(source)
     if pool is cluster.pool_of(target) and source != target:
         same_node = source.rpartition("/")[0] == target.rpartition("/")[0]
-        group = GroupShape(2) if same_node else GroupShape(1, 2)
+        # The other chips of a node send beside this one.
+        crowd = pool.chips_per_node // pool.adapters
+        group = GroupShape(2) if same_node else GroupShape(1, 2, groups_per_nic=crowd)
         return collective_seconds(SEND, num_bytes, group, links_of(pool)).seconds
     return cluster.link(source, target).seconds(num_bytes)
 
@@ -104,9 +107,9 @@ def group_all_reduce_seconds(
 ) -> float:
     """Sums one buffer over chips that may sit in several pools.
 
-    Inside each pool the quickest all-reduce, between pools a ring (two levels: reduce-scatter
-    inside, all-reduce across, all-gather inside; Goyal et al. 2017 §4). A link between pools is
-    shared by every group that crosses it at the same time.
+    Inside each pool the quickest all-reduce, between pools the quickest `crossing` (two levels:
+    reduce-scatter inside, all-reduce across, all-gather inside; Goyal et al. 2017 §4). A link
+    between pools is shared by every group that crosses it at the same time.
 
     Args:
         num_bytes: of the buffer on one chip.
@@ -129,30 +132,20 @@ def group_all_reduce_seconds(
             times = operator_times(profile, pool.chip) if len(nodes) == 1 else None
             seconds = times and times.collective(ALL_REDUCE, count, num_bytes)
             if seconds is None:
-                seconds = _in_pool(num_bytes, tuple(nodes.values()), links_of(pool)).seconds
+                seconds = _in_pool(num_bytes, tuple(nodes.values()), pool).seconds
             inside = max(inside, seconds)
     if len(pools) == 1:
         return inside
-    first = {address: next(c for c in chips if _pool(c) == address) for address in pools}
-    latency, rate = 0.0, float("inf")
-    for a, b in zip(pools, [*pools[1:], pools[0]], strict=True):
-        link = cluster.link(first[a], first[b])
-        latency = max(latency, link.latency_s)
-        # After the inner reduce-scatter every member carries its own part across.
-        lanes = min(members[a], members[b])
-        spec = cluster.link_between_pools(a, b)
-        shared = spec.bytes_per_s / rings_per_crossing if spec else float("inf")
-        rate = min(rate, link.bytes_per_s * lanes, shared)
-    return inside + ring_all_reduce_seconds(num_bytes, len(pools), latency, rate)
+    return inside + crossing(num_bytes, members, cluster, rings_per_crossing).seconds
 
 
-def _in_pool(num_bytes: float, members: tuple[int, ...], links: Links) -> Choice:
+def _in_pool(num_bytes: float, members: tuple[int, ...], pool: Pool) -> Choice:
     """Sums over members spread over nodes of one pool, given how many sit on each node."""
-    group = GroupShape(members[0], len(members))
+    group = GroupShape(members[0], len(members), pool.adapters)
     if min(members) < max(members):
         # Unequal nodes have no rails in common: one flat group over one adapter each.
         group = GroupShape(1, sum(members))
-    return collective_seconds(ALL_REDUCE, num_bytes, group, links)
+    return collective_seconds(ALL_REDUCE, num_bytes, group, links_of(pool))
 
 
 def _pool(chip: str) -> str:

@@ -1,30 +1,211 @@
 """Seconds of a layer on a chip: measured where a Profile has it, otherwise the sum of its
-operators, each from the profile's tables (`operator_tables.py`) or by its shape (`operators.py`).
-Measurements of the layer at other sizes correct that sum (`nearby.py`)."""
+operators, each from the profile's tables (`operator_tables.py`) or by its shape (`operators.py`),
+and of what its ranks say to each other. Measurements of the layer at other sizes correct that sum
+(`nearby.py`)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
-from pluribus.model.layer import Layer
-from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
-from pluribus.predict.calibration import IDENTITY, Calibration
-from pluribus.predict.collectives import collective_seconds
-from pluribus.predict.link_classes import links_of
-from pluribus.predict.nearby import Level, Shape, StageTime
+from pluribus.model.layer import Layer, Recompute
+from pluribus.model.share import Share
+from pluribus.predict.nearby import Level
 from pluribus.predict.operator_tables import TABLE_SPREAD, OperatorTimes, operator_times
-from pluribus.predict.operators import Work, operator_work
+from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work, operator_work
 from pluribus.predict.software import PLURIBUS, Software
+from pluribus.predict.stage_time import StageTime, added
+from pluribus.predict.talk import Talk, layer_talk
+from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.profile import LayerTime, Profile
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
 ROOFLINE_SPREAD = 0.25
+
+# Bytes one update moves per parameter: fp32 gradient read for the norm and again for the
+# update, master weight and both moments read and written, the 16-bit copy written, and the
+# gradient cleared.
+UPDATE_BYTES = 38
+
+# How sharply the slower of host and chip sets the pace; fitted on half of vTrain's single-node
+# runs.
+PACE_POWER = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One kind of layer for one micro-batch, before a cluster's factors.
+
+    Attributes:
+        forward, backward: of one rank, without talk.
+        weight: seconds of the backward that make weight gradients.
+        talk: of one direction.
+        block: whether full recompute runs it again, and the host launches it.
+        spread: relative half-width of its interval before calibration.
+        measured: its time in a profile, which replaces all of the above.
+    """
+
+    forward: Work
+    backward: Work
+    weight: float
+    talk: Talk
+    block: bool
+    spread: float = ROOFLINE_SPREAD
+    measured: StageTime | None = None
+
+    def time(
+        self, calibration: Calibration, software: Software, tp: int, recompute: Recompute
+    ) -> StageTime:
+        """Seconds with a cluster's factors; the backward with what recompute runs again."""
+        again = recomputed_share(software, recompute) if self.block else 0.0
+        if self.measured:
+            time = self.measured
+            return StageTime(
+                time.forward, time.backward + again * time.forward, time.spread,
+                time.weight_gradient,
+            )  # fmt: skip
+        host = (software.host_s + software.host_talk_s * (tp - 1)) * calibration.host
+        talk = self.talk.total.seconds(calibration)
+        forward = _pace(self.forward.seconds(calibration) + talk, host)
+        backward = self.backward.seconds(calibration) + talk
+        backward = _pace(backward, software.host_backward * host)
+        return StageTime(
+            forward,
+            backward + again * forward,
+            calibration.spread or self.spread,
+            self.weight * calibration.matmul,
+            tensor=(2 + again) * self.talk.tensor.seconds(calibration),
+            expert=(2 + again) * self.talk.expert.seconds(calibration),
+            context=(2 + again) * self.talk.context.seconds(calibration),
+        )
+
+
+def _pace(chip: float, host: float) -> float:
+    """Seconds of a layer that the host launches and the chip works on at the same time: the
+    longer of both, and more where now one and now the other is behind."""
+    if not host:
+        return chip
+    return (chip**PACE_POWER + host**PACE_POWER) ** (1 / PACE_POWER)
+
+
+def recomputed_share(software: Software, recompute: Recompute) -> float:
+    """The part of a block's forward that runs again in its backward."""
+    return {"none": 0.0, "selective": software.selective_again, "full": 1.0}[recompute]
+
+
+def share_of(
+    micro_batch: int, sequence_length: int, precision: str, software: Software = PLURIBUS,
+    *, tp: int = 1, cp: int = 1, ep: int = 1,
+) -> Share:  # fmt: skip
+    """What one rank computes of a micro-batch; activations have 16 bits at least."""
+    element = max(2, DTYPE_BYTES[precision])
+    return Share(
+        micro_batch, sequence_length, tp, cp, ep, element, software.sequence_parallel
+    )  # fmt: skip
+
+
+def layer_cost(
+    layer: Layer,
+    pool: Pool,
+    share: Share,
+    precision: str,
+    software: Software = PLURIBUS,
+    profile: Profile | None = None,
+) -> LayerCost:
+    """What one rank does for one layer and one micro-batch.
+
+    Raises:
+        PlanError: the chip has no arithmetic of this precision.
+    """
+    times = operator_times(profile, pool.chip)
+    formula = _formula(layer, pool, share, precision, software, times)
+    if not profile or share.cp > 1 or share.ep > 1:  # profiles measure no such ranks
+        return formula
+    shape = (share.micro_batch, share.sequence_length, share.tp)
+    found = profile.layer(pool.chip.key, layer.signature, *shape, precision)
+    if found:
+        weights = found.backward * _weight_gradient_share(layer, *shape)
+        measured = StageTime(found.forward, found.backward, found.spread, weights)
+        return LayerCost(Work(), Work(), 0.0, Talk(), formula.block, measured=measured)
+    near = profile.layers_like(pool.chip.key, layer.signature, precision)
+    if not near:
+        return formula
+    level = _level(replace(layer, name=""), pool, near, software, times)
+    sums = formula.talk.total.seconds(IDENTITY)
+    corrected = level.correct(_alone(formula), sums, shape)
+    return replace(formula, talk=Talk(), measured=corrected)
+
+
+def _without_weights(backward: Work, weight: float) -> Work:
+    """A backward that makes no weight gradients."""
+    kept = 1 - weight / max(weight, backward.matmul + backward.experts) if weight else 1.0
+    return replace(backward, matmul=backward.matmul * kept, experts=backward.experts * kept)
+
+
+def _alone(cost: LayerCost) -> StageTime:
+    """A layer by its formula, without talk, a host's launches and a cluster's factors."""
+    return StageTime(
+        cost.forward.seconds(IDENTITY), cost.backward.seconds(IDENTITY), cost.spread, cost.weight
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _level(
+    layer: Layer,
+    pool: Pool,
+    near: tuple[LayerTime, ...],
+    software: Software,
+    times: OperatorTimes | None,
+) -> Level:
+    """The measured times of a layer beside what its formula says of them."""
+    guesses = []
+    for time in near:
+        share = share_of(
+            time.micro_batch, time.sequence_length, time.precision, software,
+            tp=time.tensor_parallel,
+        )  # fmt: skip
+        cost = _formula(layer, pool, share, time.precision, software, times)
+        alone, sums = _alone(cost), cost.talk.total.seconds(IDENTITY)
+        guesses.append((alone.forward + sums, alone.backward + sums))
+    return Level(near, guesses)
+
+
+def _formula(
+    layer: Layer,
+    pool: Pool,
+    share: Share,
+    precision: str,
+    software: Software,
+    times: OperatorTimes | None,
+) -> LayerCost:
+    """One layer as the sum of its operators, and what its ranks say to each other."""
+    block = layer.kind in ("dense", "moe")
+    shape: tuple[int, ...] = (
+        share.micro_batch,
+        share.sequence_length,
+        share.tp,
+        share.cp,
+        share.ep,
+    )
+    ahead, back, weight = layer_work(layer, pool.chip, shape, precision, software, times)
+    if share.cp > 1:
+        extra = software.ring_attention - 1
+        ahead += Work(attention=ahead.attention * extra)
+        back += Work(attention=back.attention * extra)
+    if software.frozen:
+        back, weight = _without_weights(back, weight), 0.0
+    else:
+        summed = layer.parameters_per_rank(tp=share.tp, ep=share.ep)
+        rate = pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+        back += Work(memory=summed * software.accumulate_bytes / rate)
+    talk = layer_talk(layer, pool, share, software, times)
+    spread = TABLE_SPREAD if times else ROOFLINE_SPREAD
+    return LayerCost(ahead, back, weight, talk, block, spread)
 
 
 def stage_time(
@@ -34,29 +215,40 @@ def stage_time(
     sequence_length: int,
     *,
     tp: int,
-    recompute: str,
+    recompute: Recompute,
     precision: str,
     profile: Profile | None,
     calibration: Calibration = IDENTITY,
+    software: Software = PLURIBUS,
+    cp: int = 1,
+    ep: int = 1,
 ) -> StageTime:
     """Seconds of one micro-batch through a run of layers on chips of one pool.
 
     Raises:
-        ConfigError: the chip has no arithmetic of this precision.
+        PlanError: the chip has no arithmetic of this precision.
     """
-    forward = backward = weighted = weights = 0.0
+    share = share_of(micro_batch, sequence_length, precision, software, tp=tp, cp=cp, ep=ep)
+    return added(
+        [
+            (
+                layer_cost(layer, pool, share, precision, software, profile).time(
+                    calibration, software, tp, recompute
+                ),
+                count,
+            )
+            for layer, count in counted(layers)
+        ]
+    )
+
+
+def counted(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """One layer of each signature, and how many there are: equal signatures cost the same."""
+    kinds: dict[str, tuple[Layer, int]] = {}
     for layer in layers:
-        time = layer_time(
-            layer, pool, micro_batch, sequence_length, tp, precision, profile, calibration
-        )
-        # Recompute keeps the head's input anyway: its forward is not run twice.
-        again = time.forward if recompute == "full" and layer.kind in ("dense", "moe") else 0.0
-        forward += time.forward
-        backward += time.backward + again
-        weighted += time.spread * time.total
-        weights += time.weight_gradient
-    total = forward + backward
-    return StageTime(forward, backward, weighted / total if total else 0.0, weights)
+        _, count = kinds.get(layer.signature, (layer, 0))
+        kinds[layer.signature] = layer, count + 1
+    return list(kinds.values())
 
 
 def layer_time(
@@ -70,65 +262,10 @@ def layer_time(
     calibration: Calibration = IDENTITY,
 ) -> StageTime:
     """Seconds of one layer for one micro-batch, with its tensor-parallel sums."""
-    measured = profile and profile.layer(
-        pool.chip.key, layer.signature, micro_batch, sequence_length, tp, precision
-    )
-    if measured:
-        share = _weight_gradient_share(layer, micro_batch, sequence_length, tp)
-        return StageTime(
-            measured.forward, measured.backward, measured.spread, measured.backward * share
-        )
-    shape = (micro_batch, sequence_length, tp)
-    times = operator_times(profile, pool.chip)
-    formula, sums = _formula(layer, pool, shape, precision, times, calibration)
-    near = profile.layers_like(pool.chip.key, layer.signature, precision) if profile else ()
-    if near:
-        level = _level(replace(layer, name=""), pool, near, times, calibration)
-        return level.correct(formula, sums, shape)
-    return StageTime(
-        formula.forward + sums, formula.backward + sums, formula.spread, formula.weight_gradient
-    )
-
-
-def _formula(
-    layer: Layer,
-    pool: Pool,
-    shape: Shape,
-    precision: str,
-    times: OperatorTimes | None,
-    calibration: Calibration,
-) -> tuple[StageTime, float]:
-    """One layer as the sum of its operators, and the tensor-parallel sums of one direction."""
-    micro_batch, sequence_length, tp = shape
-    ahead, back, weights = layer_work(layer, pool.chip, shape, precision, times=times)
-    sums = 0.0
-    if tp > 1:
-        num_bytes = layer.output_bytes(micro_batch, sequence_length, DTYPE_BYTES[precision])
-        sums = _tensor_parallel_seconds(layer, pool, tp, num_bytes, times) * calibration.intra
-    time = StageTime(
-        ahead.seconds(calibration),
-        back.seconds(calibration),
-        calibration.spread or (TABLE_SPREAD if times else ROOFLINE_SPREAD),
-        weights * calibration.matmul,
-    )
-    return time, sums
-
-
-@functools.lru_cache(maxsize=4096)
-def _level(
-    layer: Layer,
-    pool: Pool,
-    near: tuple[LayerTime, ...],
-    times: OperatorTimes | None,
-    calibration: Calibration,
-) -> Level:
-    """The measured times of a layer beside what its formula says of them."""
-    guesses = []
-    for time in near:
-        shape = (time.micro_batch, time.sequence_length, time.tensor_parallel)
-        formula, sums = _formula(layer, pool, shape, time.precision, times, calibration)
-        guesses.append((formula.forward + sums, formula.backward + sums))
-    return Level(near, guesses)
+    return stage_time(
+        [layer], pool, micro_batch, sequence_length, tp=tp, recompute="none",
+        precision=precision, profile=profile, calibration=calibration,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
@@ -164,34 +301,35 @@ def layer_work(
     precision = precision if in_blocks or precision != "fp8" else "bf16"
     forward, backward, weights = Work(), Work(), 0.0
     element = max(2, DTYPE_BYTES[precision])
+    passes = software.eager_passes if getattr(layer, "norm", None) == "rms" else 1.0
     for operator in layer.operators(
         micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=element
     ):
         tabled = times and times.work(operator, precision, micro_batch)
-        ahead, back, weight = tabled or operator_work(operator, chip, precision, software)
+        found = tabled or operator_work(operator, chip, precision, software, passes)
+        ahead, back, weight = found
         forward, backward, weights = forward + ahead, backward + back, weights + weight
     return forward, backward, weights
 
 
-def optimizer_seconds(parameters: float, chip: Chip, profile: Profile | None) -> float:
-    """Seconds of one AdamW update of this many parameters on one chip.
-
-    Without a measurement: memory traffic of a fused update, which reads the parameter, its
-    gradient and two moments and writes three of them back, 28 bytes per fp32 parameter.
-    """
+def optimizer_seconds(
+    parameters: float, chip: Chip, profile: Profile | None, calibration: Calibration = IDENTITY
+) -> float:
+    """Seconds of one AdamW update of this many parameters on one chip: measured, or
+    `update_work`."""
     measured = profile and profile.optimizer(chip.key)
     if measured:
         return parameters * measured.seconds_per_parameter
-    return parameters * 28 / chip.memory_bytes_per_s
+    return update_work(parameters, chip).seconds(calibration)
 
 
-def _tensor_parallel_seconds(
-    layer: Layer, pool: Pool, tp: int, num_bytes: float, times: OperatorTimes | None
-) -> float:
-    """The sums of one direction of one layer (Shoeybi et al. 2019, arXiv 1909.08053 §3): a block
-    sums its hidden state twice, an embedding or head once."""
-    sums = 2 if layer.kind in ("dense", "moe") else 1
-    seconds = times and times.collective(ALL_REDUCE, tp, num_bytes)
-    if seconds is None:
-        seconds = collective_seconds(ALL_REDUCE, num_bytes, GroupShape(tp), links_of(pool)).seconds
-    return sums * seconds
+def update_work(parameters: float, chip: Chip) -> Work:
+    """Memory traffic of one fused AdamW update, `UPDATE_BYTES` per parameter."""
+    rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+    return Work(memory=parameters * UPDATE_BYTES / rate)
+
+
+def relayout_work(parameters: float, chip: Chip) -> Work:
+    """Gradients cut anew for ranks that divide matrices otherwise, and back: each is read and
+    written twice, in fp32."""
+    return Work(memory=parameters * 16 / (chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY))

@@ -31,6 +31,8 @@ class GemmConstants:
         efficiency: share of the chip's best measured matmul that a full wave reaches.
         memory_efficiency: share of the memory bandwidth that operands stream at.
         launch_s: of one kernel that follows another, seconds.
+        sustained: share of its benchmarked rate that a product keeps inside a training step.
+        sustained_8bit: the same in 8 bits, whose rates in the catalogue are sustained ones.
         tiles: ``rows x columns`` of each candidate and its rate relative to 256x128.
         alignment: a divisor of row lengths, in elements, and the rate that is left.
     """
@@ -42,6 +44,8 @@ class GemmConstants:
     efficiency: float
     memory_efficiency: float
     launch_s: float
+    sustained: float
+    sustained_8bit: float
     tiles: dict[str, float]
     alignment: dict[str, float]
 
@@ -49,6 +53,10 @@ class GemmConstants:
     def shapes(self) -> tuple[tuple[int, int, float], ...]:
         """(rows, columns, efficiency) of every tile."""
         return tuple((*map(int, name.split("x")), e) for name, e in self.tiles.items())
+
+    def kept(self, precision: str) -> float:
+        """The share of the benchmarked rate that a training step keeps."""
+        return self.sustained_8bit if precision == "fp8" else self.sustained
 
     def aligned(self, width: int) -> float:
         """The share of its rate a product keeps whose rows are ``width`` elements long."""

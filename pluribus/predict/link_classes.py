@@ -142,7 +142,7 @@ def links_of(pool: Pool) -> Links:
         pool.chip.collective_library,
         pool.intra_bytes_per_s,
         pool.intra_latency_us,
-        pool.nic_bytes_per_s,
+        pool.adapter_bytes_per_s,
         pool.nic_latency_us,
     )
 

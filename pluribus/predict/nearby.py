@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from pluribus.predict.regression import LocalRegression
+from pluribus.predict.stage_time import StageTime
 from pluribus.spec.profile import LayerTime
 
 Shape = tuple[int, int, int]  # micro-batch, sequence length, tensor-parallel degree
@@ -21,27 +21,6 @@ Shape = tuple[int, int, int]  # micro-batch, sequence length, tensor-parallel de
 # Relative half-width that a doubling away from the nearest measurement adds; a typical figure:
 # what the formula's ratio between neighbouring sizes is wrong by.
 PER_DOUBLING = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    """Seconds of one micro-batch through some layers, and how uncertain they are.
-
-    Attributes:
-        backward: with the recomputed forward, where the stage recomputes.
-        spread: relative half-width.
-        weight_gradient: the part of backward that makes the gradients of weights, which a
-            zero-bubble schedule can do later.
-    """
-
-    forward: float
-    backward: float
-    spread: float
-    weight_gradient: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
 
 
 class Level:

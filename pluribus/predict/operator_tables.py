@@ -12,13 +12,12 @@ import numpy as np
 from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
 from pluribus.model.operator import Operator
-from pluribus.predict.gemm import gemm_seconds
+from pluribus.predict.gemm import gemm_constants, gemm_seconds
 from pluribus.predict.operators import (
     FLASH_BACKWARD,
     FLASH_HALF,
     FLASH_PEAK,
     LAUNCH_SECONDS,
-    SUSTAINED,
     Work,
 )
 from pluribus.predict.regression import Estimate, LocalRegression
@@ -26,7 +25,7 @@ from pluribus.spec.operator_table import OperatorTable
 from pluribus.spec.profile import Profile
 
 # Half-width of the interval around a layer made of tabled operators: held-out shapes are 3 to
-# 9 % off (bench/operators.py), and `SUSTAINED` varies by as much between training programs.
+# 9 % off (bench/operators.py), and what a step sustains varies by as much between programs.
 TABLE_SPREAD = 0.12
 
 # What a table says of the other 16-bit type where it has no row of its own: chips run both alike.
@@ -99,7 +98,7 @@ class OperatorTimes:
             micro_batch: sequences, which the operator of an attention does not name.
         """
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
-        kept = SUSTAINED if self.chip.compute_units else 1.0
+        kept = gemm_constants(self.chip.key).sustained if self.chip.compute_units else 1.0
         if operator.kind == "gemm" and (table := self.table("gemm", precision)):
             # Matrices that share their input are one wide product, forward and backward.
             once = table.seconds(m, n * count, k) / kept
@@ -110,14 +109,14 @@ class OperatorTimes:
             hidden, width = (k, n // 2) if "gate_up" in operator.name else (n, k)
             whole = table.seconds(m * count, hidden, width, count)
             once = whole * operator.flops / (6 * m * count * hidden * width) / kept
-            return Work(matmul=once), Work(matmul=2 * once), once
+            return Work(experts=once), Work(experts=2 * once), once
         wide = "bf16" if precision == "fp8" else precision
         if operator.kind == "attention" and (table := self.table("attention", wide)):
             heads, kv_heads = count // micro_batch, max(1, operator.kv_count // micro_batch)
             whole = table.seconds(micro_batch, heads, kv_heads, k, n)
             # Windows, context parallelism and narrower values leave a part of the products.
             once = whole * operator.flops / (2 * count * n * n * k) / kept
-            return Work(matmul=once), Work(matmul=once * FLASH_BACKWARD), 0.0
+            return Work(attention=once), Work(attention=once * FLASH_BACKWARD), 0.0
         if operator.kind == "elementwise" and (table := self.table("elementwise", wide)):
             once = table.seconds(max(1, round(operator.bytes)))
             return Work(memory=once), Work(memory=1.5 * once), 0.0

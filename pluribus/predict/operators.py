@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from pluribus.hardware.chip import Chip
 from pluribus.model.operator import Operator
-from pluribus.predict.calibration import Calibration
 from pluribus.predict.gemm import gemm_constants, gemm_seconds
 from pluribus.predict.software import Software
+from pluribus.spec.calibration import Calibration
 
 # Launching one operator where nothing better is known; an order of magnitude, not fitted.
 LAUNCH_SECONDS = 5e-6
@@ -18,6 +18,12 @@ LAUNCH_SECONDS = 5e-6
 # H100 0.58 and 2,000; these are between the two.
 FLASH_PEAK = 0.55
 FLASH_HALF = 1200
+# Exponentials cost as much for narrow heads as for wide ones, on units that did not grow with the
+# matrix units. So heads of d reach d / (d + w) of what wide ones do, with w = FLASH_WIDTH × the
+# matmul rate of one compute unit: heads of 64 0.9 of those of 128 on A100 (Dao 2023, arXiv
+# 2307.08691, figure 5); on H100 it gives 0.82 where 0.65 is published (Shah et al. 2024, arXiv
+# 2407.08608, figure 5).
+FLASH_WIDTH = 5.4e-12
 # Backward of a flash kernel: five products where forward has two, at 0.86 of its rate (Dao 2023,
 # arXiv 2307.08691, figures 4 and 5).
 FLASH_BACKWARD = 2.9
@@ -31,9 +37,8 @@ SCORE_BYTES_BACKWARD = 11
 # vTrain's single-node runs (A100).
 ELEMENTWISE_EFFICIENCY = 0.9
 
-# Share of its benchmarked rate that a matrix product keeps inside a training step, where chips
-# run hot and caches cold: the middle of what published runs show (A100, H100).
-SUSTAINED = 0.87
+
+_ROUTING = frozenset({"route", "dispatch", "experts.activation", "combine"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,10 @@ class Work:
     """Seconds of some work by what bounds it.
 
     Attributes:
-        matmul: arithmetic of matrix products and attention.
+        matmul: arithmetic of matrix products.
+        attention: scores, softmax and values where one flash kernel makes them.
         memory: memory bandwidth.
+        experts: grouped products, and routing tokens to them and back.
         intra, inter: collectives inside a node, between nodes.
     """
 
@@ -50,17 +57,21 @@ class Work:
     memory: float = 0.0
     intra: float = 0.0
     inter: float = 0.0
+    attention: float = 0.0
+    experts: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.matmul + other.matmul, self.memory + other.memory,
             self.intra + other.intra, self.inter + other.inter,
+            self.attention + other.attention, self.experts + other.experts,
         )  # fmt: skip
 
     def __mul__(self, times: float) -> Work:
         return Work(
-            self.matmul * times, self.memory * times, self.intra * times, self.inter * times
-        )
+            self.matmul * times, self.memory * times, self.intra * times, self.inter * times,
+            self.attention * times, self.experts * times,
+        )  # fmt: skip
 
     def seconds(self, calibration: Calibration) -> float:
         """All of it, one after another, with a cluster's factors."""
@@ -69,11 +80,13 @@ class Work:
             + self.memory * calibration.memory
             + self.intra * calibration.intra
             + self.inter * calibration.inter
+            + self.attention * calibration.attention
+            + self.experts * calibration.experts
         )
 
 
 def operator_work(
-    operator: Operator, chip: Chip, precision: str, software: Software
+    operator: Operator, chip: Chip, precision: str, software: Software, passes: float = 1.0
 ) -> tuple[Work, Work, float]:
     """Forward, backward, and the part of backward that makes weight gradients, in seconds.
 
@@ -81,26 +94,38 @@ def operator_work(
     the roofline (Williams, Waterman, Patterson 2009): the longer of arithmetic at the chip's
     matmul rate and memory traffic at its bandwidth, plus a launch, and twice that backward.
 
+    Args:
+        passes: traffic of an operator without matrix products, as a multiple of one fused kernel's.
+
     Raises:
         PlanError: the chip has no arithmetic of this precision.
     """
     if chip.compute_units is None:
         return _roofline(operator, chip, precision)
-    launch = gemm_constants(chip.key).launch_s
+    constants = gemm_constants(chip.key)
+    launch, kept = constants.launch_s, constants.kept(precision)
     rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
     if operator.kind in ("gemm", "grouped_gemm"):
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
-        once = gemm_seconds(m, n, k, count, chip, precision) / SUSTAINED
-        data = gemm_seconds(m, k, n, count, chip, precision) / SUSTAINED
-        weight = gemm_seconds(k, n, m, count, chip, precision) / SUSTAINED
+        # Matrices that share their input are one product in effect; experts' follow one another,
+        # each with a last wave of its own.
+        times, count = (count, 1) if operator.kind == "grouped_gemm" else (1, count)
+        once = times * gemm_seconds(m, n, k, count, chip, precision) / kept
+        data = times * gemm_seconds(m, k, n, count, chip, precision) / kept
+        weight = times * gemm_seconds(k, n, m, count, chip, precision) / kept
+        if operator.kind == "grouped_gemm":
+            return Work(experts=once), Work(experts=data + weight), weight
         return Work(matmul=once), Work(matmul=data + weight), weight
     if operator.kind == "attention":
         # Attention stays in 16 bits where the matrices are in 8.
         wide = "bf16" if precision == "fp8" else precision
         if software.flash_attention:
             share = FLASH_PEAK * operator.n / (operator.n + FLASH_HALF)
-            once = operator.flops / (chip.matmul_flops(wide) * share * SUSTAINED) + launch
-            return Work(matmul=once), Work(matmul=once * FLASH_BACKWARD), 0.0
+            width = FLASH_WIDTH * chip.matmul_flops(wide) / chip.compute_units
+            share *= min(1.0, operator.k / (operator.k + width) * (1 + width / 128))
+            rate_reached = chip.matmul_flops(wide) * share * constants.kept(wide)
+            once = operator.flops / rate_reached + launch
+            return Work(attention=once), Work(attention=once * FLASH_BACKWARD), 0.0
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
         scores = gemm_seconds(m, n, k, count, chip, wide)
         values = gemm_seconds(m, k, n, count, chip, wide)
@@ -111,8 +136,10 @@ def operator_work(
             Work(scores + values + 2 * turned, square * SCORE_BYTES_BACKWARD + 2 * launch),
             0.0,
         )
-    once = operator.bytes / rate + launch
+    once = operator.bytes * passes / rate + launch
     # Backward reads the saved input beside the gradient.
+    if operator.name in _ROUTING:
+        return Work(experts=once), Work(experts=1.5 * once), 0.0
     return Work(memory=once), Work(memory=1.5 * once), 0.0
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
-from pluribus.predict.compute import StageTime, optimizer_seconds
-from pluribus.predict.memory import stage_memory, stage_parameters
+from pluribus.predict.boundary import boundary_seconds, crossing_messages
+from pluribus.predict.calibrate import interval
+from pluribus.predict.gradients import capacities, gradient_sum
+from pluribus.predict.memory import stage_memory
+from pluribus.predict.price import StagePrice, stage_price
+from pluribus.predict.replicas import exposed_seconds
 from pluribus.predict.schedule import (
-    Action,
     ActionKind,
     GradientGroup,
+    Structure,
     gradient_groups,
     pipeline_actions,
     tail_actions,
 )
 from pluribus.predict.setting import Setting
+from pluribus.predict.tail import shared_sums
 from pluribus.predict.timeline import Course, Durations, Lane, Timeline, simulate
-from pluribus.spec.plan import Plan, Stage
+from pluribus.spec.calibration import Calibration
+from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.prediction import Breakdown, Interval, Prediction, StagePrediction
 from pluribus.spec.profile import Profile
 
@@ -38,15 +44,23 @@ class Forecast:
     timeline: Timeline
 
 
-def predict(plan: Plan, profile: Profile | None = None) -> Prediction:
+def predict(
+    plan: Plan, profile: Profile | None = None, calibration: Calibration | None = None
+) -> Prediction:
     """What a plan will take on its own job and cluster.
 
     Args:
         plan: a plan; what each pool delivers alone is taken from the prediction it carries.
         profile: measured facts to use instead of those it was planned with.
+        calibration: factors to use instead of those it was planned with.
     """
     alone = plan.prediction.alone_tokens_per_s if plan.prediction else {}
-    return forecast(plan, Setting.of_plan(plan, profile), alone).prediction
+    return forecast(plan, Setting.of_plan(plan, profile, calibration), alone).prediction
+
+
+def step_seconds(plan: Plan, setting: Setting) -> float:
+    """Seconds of one step: `forecast` without what it says of each stage."""
+    return _timed(plan, setting).timeline.end
 
 
 def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Forecast:
@@ -55,147 +69,161 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     Args:
         alone: tokens/s of each pool by itself, for the aggregation.
     """
-    groups = gradient_groups(plan, setting.tied_layers)
-    durations = _durations(plan, setting, groups)
-    timeline = _timeline(plan, durations, groups)
+    timed = _timed(plan, setting)
+    prices, durations, timeline = timed.prices, timed.durations, timed.timeline
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
-    busy = {(p, s): _busy(plan, setting, (p, s)) for p, s, _ in plan.stages}
-    bottleneck = max(busy, key=busy.__getitem__)
+    bottleneck = max(prices, key=lambda lane: prices[lane].busy)
     stages = tuple(
         tuple(
-            _stage_prediction(plan, setting, busy[p, s] / step, (p, s))
+            _stage_prediction(setting, pipeline, s, prices[p, s], step)
             for s in range(len(pipeline.stages))
         )
         for p, pipeline in enumerate(plan.pipelines)
     )
-    spread = _spread(plan, setting)
     total_alone = sum(alone.values())
     prediction = Prediction(
-        step_seconds=Interval(mid=step, low=step * (1 - spread), high=step * (1 + spread)),
-        breakdown=_breakdown(durations, timeline, bottleneck),
+        step_seconds=_interval(plan, setting, step, prices),
+        breakdown=_breakdown(durations, timeline, bottleneck, prices[bottleneck]),
         stages=stages,
         tokens_per_s=tokens_per_s,
         mfu=_mfu(plan, setting, tokens_per_s),
         aggregation=tokens_per_s / total_alone if total_alone else None,
         alone_tokens_per_s=dict(alone),
         money_per_step=_money_per_hour(plan, setting) * step / 3600,
+        bound_tokens_per_s=_bound(plan, setting),
     )
     return Forecast(prediction, timeline)
 
 
-def _timeline(plan: Plan, durations: Durations, groups: Sequence[GradientGroup]) -> Timeline:
-    """Times each unlike pipeline once; sums and updates tie the pipelines together at the end."""
+@dataclass(frozen=True)
+class _Timed:
+    prices: Mapping[Lane, StagePrice]
+    durations: Durations
+    timeline: Timeline
+
+
+def _timed(plan: Plan, setting: Setting) -> _Timed:
+    """The timeline of a plan's step, and what it was made of."""
+    groups = gradient_groups(plan, setting.tied_layers)
+    prices = {
+        (p, s): stage_price(setting, pipeline, s)
+        for p, pipeline in enumerate(plan.pipelines)
+        for s in range(len(pipeline.stages))
+    }
+    durations = _durations(plan, setting, prices)
+    heads = _heads(plan, durations, setting.software.overlap_messages)
+    start = {lane: head.end for lane, head in heads.items()}
+    durations = replace(durations, reduce=_sums(plan, setting, groups, prices, start))
+    tails = simulate(
+        {lane: tail_actions(lane, groups) for lane in heads}, durations, groups, start
+    ).courses
+    timeline = Timeline({lane: head.followed_by(tails[lane]) for lane, head in heads.items()})
+    return _Timed(prices, durations, timeline)
+
+
+def _heads(plan: Plan, durations: Durations, overlaps: bool) -> dict[Lane, Course]:
+    """Every stage's passes and messages; like pipelines are timed once.
+
+    Args:
+        overlaps: whether interleaved pipelines send while they compute.
+    """
     heads: dict[Lane, Course] = {}
     done: dict[tuple, int] = {}
-    tails: dict[Lane, tuple[Action, ...]] = {}
     for p, pipeline in enumerate(plan.pipelines):
         lanes = [(p, s) for s in range(len(pipeline.stages))]
-        tails.update((lane, tail_actions(lane, groups)) for lane in lanes)
         links = list(itertools.pairwise(lanes))
         if pipeline.schedule == "interleaved" and links:
             links.append((lanes[-1], lanes[0]))
         # The same stages may sit in one node in one pipeline and in two nodes in another.
         alike = (
-            replace(pipeline, stages=tuple(replace(s, chips=(s.pool,)) for s in pipeline.stages)),
+            Structure.of(pipeline),
+            tuple(durations.compute[lane, kind] for lane in lanes for kind in _COMPUTE),
             tuple(durations.transfer(a, b) for a, b in links),
         )
         if alike not in done:
             done[alike] = p
             actions = zip(lanes, pipeline_actions(pipeline), strict=True)
-            heads.update(simulate(dict(actions), durations).courses)
+            hidden = overlaps and pipeline.schedule == "interleaved"
+            own = replace(durations, blocking=durations.blocking and not hidden)
+            heads.update(simulate(dict(actions), own).courses)
         else:
             heads.update((lane, heads[done[alike], lane[1]]) for lane in lanes)
-    start = {lane: head.end for lane, head in heads.items()}
-    ends = simulate(tails, durations, groups, start).courses
-    return Timeline({lane: head.followed_by(ends[lane]) for lane, head in heads.items()})
+    return heads
 
 
-def _durations(plan: Plan, setting: Setting, groups: Sequence[GradientGroup]) -> Durations:
+def _sums(
+    plan: Plan,
+    setting: Setting,
+    groups: Sequence[GradientGroup],
+    prices: Mapping[Lane, StagePrice],
+    start: Mapping[Lane, float],
+) -> list[float]:
+    """What each group's sum takes once its last member has come, sharing links with others.
+
+    Args:
+        start: when each stage has done its last backward.
+    """
+    phases = [gradient_sum(plan, setting, group) for group in groups]
+    capacity = capacities(setting, [phase for each in phases for phase in each])
+    if not setting.software.overlap_gradients:
+        return shared_sums(groups, phases, capacity, start).seconds
+    # They run under the members' last backward, all at about the same time.
+    together = shared_sums(groups, phases, capacity, dict.fromkeys(start, 0.0)).seconds
+    window = {lane: sum(t.backward for t in price.chunks) for lane, price in prices.items()}
+    exposed = []
+    for group, seconds in zip(groups, together, strict=True):
+        under = min(window[lane] for lane in group.holders)
+        exposed.append(exposed_seconds(seconds, under))
+        for lane in group.holders:
+            window[lane] -= seconds - exposed[-1]
+    return exposed
+
+
+def _durations(plan: Plan, setting: Setting, prices: Mapping[Lane, StagePrice]) -> Durations:
+    """All but the gradient sums."""
     compute = {}
-    for p, s, stage in plan.stages:
-        times = _chunk_times(plan, setting, (p, s))
-        parameters = sum(stage_parameters(setting, chunk) for chunk in stage.by_chunk)
-        compute[(p, s), ActionKind.FORWARD] = tuple(t.forward for t in times)
-        compute[(p, s), ActionKind.BACKWARD] = tuple(t.backward for t in times)
-        compute[(p, s), ActionKind.BACKWARD_INPUT] = tuple(
+    for lane, price in prices.items():
+        times = price.chunks
+        compute[lane, ActionKind.FORWARD] = tuple(t.forward for t in times)
+        compute[lane, ActionKind.BACKWARD] = tuple(t.backward for t in times)
+        compute[lane, ActionKind.BACKWARD_INPUT] = tuple(
             t.backward - t.weight_gradient for t in times
         )
-        compute[(p, s), ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
-        compute[(p, s), ActionKind.STEP] = optimizer_seconds(
-            parameters, setting.pool(stage.pool).chip, setting.profile
-        )
-
+        compute[lane, ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
+        compute[lane, ActionKind.STEP] = price.update + price.gather
+    crossings = crossing_messages(plan)
     transfers: dict[tuple[Lane, Lane], float] = {}
 
     def transfer(source: Lane, target: Lane) -> float:
         if (source, target) not in transfers:
             pipeline = plan.pipelines[source[0]]
-            transfers[source, target] = message_seconds(
-                setting.boundary_bytes(pipeline),
-                pipeline.stages[source[1]].chips[0],
-                pipeline.stages[target[1]].chips[0],
-                setting.cluster,
-                setting.profile,
+            stages = pipeline.stages[source[1]], pipeline.stages[target[1]]
+            # Gradients go back over the link as activations come.
+            ends = stages if source[1] < target[1] else stages[::-1]
+            sharers = max(1, crossings[ends[0].pool, ends[1].pool])
+            transfers[source, target] = boundary_seconds(
+                setting, *stages, pipeline.micro_batch_size, sharers
             )
         return transfers[source, target]
 
-    crossing = _crossings(plan, groups)
-    reduce = [_reduce_seconds(plan, setting, group, crossing) for group in groups]
-    return Durations(compute, transfer, reduce)
+    return Durations(compute, transfer, (), setting.software.blocking_messages)
 
 
-def _stage(plan: Plan, lane: Lane) -> Stage:
-    return plan.pipelines[lane[0]].stages[lane[1]]
-
-
-def _chunk_times(plan: Plan, setting: Setting, lane: Lane) -> list[StageTime]:
-    """Of one micro-batch through each chunk of a stage."""
-    size = plan.pipelines[lane[0]].micro_batch_size
-    return [setting.stage_time(chunk, size) for chunk in _stage(plan, lane).by_chunk]
-
-
-def _crossings(plan: Plan, groups: Sequence[GradientGroup]) -> int:
-    """Gradient sums that cross between pools at the same time: one per tensor-parallel rank."""
-    crossing = 0
-    for group in groups:
-        stages = [_stage(plan, lane) for lane in group.holders]
-        if len({stage.pool for stage in stages}) > 1:
-            crossing += min(stage.tensor_parallel for stage in stages)
-    return max(crossing, 1)
-
-
-def _reduce_seconds(plan: Plan, setting: Setting, group: GradientGroup, crossing: int) -> float:
-    """The sum of one group's gradients, in fp32. With unlike tensor-parallel degrees the stage
-    with the fewest chips sets the bytes per chip."""
-    stages = [_stage(plan, lane) for lane in group.holders]
-    tp = min(stage.tensor_parallel for stage in stages)
-    layers = setting.model.layers
-    parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in group.layers)
-    chips = [stage.chips[0] for stage in stages]
-    return group_all_reduce_seconds(
-        parameters * 4, chips, setting.cluster, setting.profile, crossing
-    )
-
-
-def _busy(plan: Plan, setting: Setting, lane: Lane) -> float:
-    """Seconds of a stage's forwards and backwards in a step."""
-    times = _chunk_times(plan, setting, lane)
-    return plan.pipelines[lane[0]].micro_batches * sum(time.total for time in times)
-
-
-def _stage_prediction(plan: Plan, setting: Setting, busy: float, lane: Lane) -> StagePrediction:
-    pipeline = plan.pipelines[lane[0]]
-    times = _chunk_times(plan, setting, lane)
+def _stage_prediction(
+    setting: Setting, pipeline: Pipeline, index: int, price: StagePrice, step: float
+) -> StagePrediction:
     return StagePrediction(
-        forward=sum(time.forward for time in times),
-        backward=sum(time.backward for time in times),
-        busy=busy,
-        memory=stage_memory(setting, pipeline, lane[1]),
+        forward=sum(time.forward for time in price.chunks),
+        backward=sum(time.backward for time in price.chunks),
+        busy=price.busy / step,
+        memory=stage_memory(setting, pipeline, index),
     )
 
 
-def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdown:
+def _breakdown(
+    durations: Durations, timeline: Timeline, lane: Lane, price: StagePrice
+) -> Breakdown:
     """Splits one stage's step. Waiting for a message or a sum counts as communication up to what
     it takes by itself; the rest of the wait is the bubble."""
     waited = exposed = summed = 0.0
@@ -209,20 +237,31 @@ def _breakdown(durations: Durations, timeline: Timeline, lane: Lane) -> Breakdow
             exposed += min(span.seconds, message)
     sends = timeline.seconds(lane, *_SEND)
     idle = timeline.end - timeline.courses[lane].end
+    whole, rounds = price.whole, price.rounds
+    talk = whole.tensor + whole.expert + whole.context + whole.gather
     return Breakdown(
-        compute=timeline.seconds(lane, *_COMPUTE),
+        compute=timeline.seconds(lane, *_COMPUTE) - rounds * talk,
         pipeline_communication=exposed + sends,
         bubble=waited - exposed - summed + idle,
         gradient_sync=summed,
-        optimizer=timeline.seconds(lane, ActionKind.STEP),
+        optimizer=price.update,
+        tensor_communication=rounds * whole.tensor,
+        expert_communication=rounds * whole.expert,
+        context_communication=rounds * whole.context,
+        weight_gather=rounds * whole.gather + price.gather,
     )
 
 
-def _spread(plan: Plan, setting: Setting) -> float:
-    """The largest relative uncertainty of any stage: whichever errs can become the bottleneck."""
-    return max(
-        time.spread for p, s, _ in plan.stages for time in _chunk_times(plan, setting, (p, s))
-    )
+def _interval(
+    plan: Plan, setting: Setting, step: float, prices: Mapping[Lane, StagePrice]
+) -> Interval:
+    """The step's seconds with the range to expect: of a calibrated cluster by what its runs left
+    uncertain, otherwise by the stage that errs most, which can become the bottleneck."""
+    if setting.calibration.runs:
+        return interval(
+            lambda factors: step_seconds(plan, setting.calibrated(factors)), setting.calibration
+        )
+    return Interval.around(step, max(price.whole.spread for price in prices.values()))
 
 
 def _mfu(plan: Plan, setting: Setting, tokens_per_s: float) -> float | None:
@@ -235,6 +274,18 @@ def _mfu(plan: Plan, setting: Setting, tokens_per_s: float) -> float | None:
         peak += tflops * 1e12 * len(stage.chips)
     flops_per_token = 3 * setting.model.forward_flops_per_token(setting.sequence_length)
     return flops_per_token * tokens_per_s / peak
+
+
+def _bound(plan: Plan, setting: Setting) -> float:
+    """See `Prediction.bound_tokens_per_s`; by the plan's own micro-batch sizes."""
+    whole = (0, len(setting.model.layers))
+    sizes = {pipeline.micro_batch_size for pipeline in plan.pipelines}
+    chips = Counter(stage.pool for _, _, stage in plan.stages for _ in stage.chips)
+    rate = 0.0
+    for pool, count in chips.items():
+        times = {size: setting.layers_time(pool, whole, size, 1, "none").total for size in sizes}
+        rate += count * max(size / seconds for size, seconds in times.items())
+    return rate * setting.sequence_length / setting.calibration.overhead
 
 
 def _money_per_hour(plan: Plan, setting: Setting) -> float:

@@ -8,31 +8,37 @@ stages, unlike pools) takes `forecast`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pluribus.hardware.cluster import Pool
 from pluribus.model.layer import Layer
 from pluribus.model.model import Model
-from pluribus.predict.algorithms import GroupShape
-from pluribus.predict.calibration import IDENTITY, Calibration
-from pluribus.predict.collectives import collective_seconds
-from pluribus.predict.compute import ROOFLINE_SPREAD, layer_work
-from pluribus.predict.link_classes import links_of
-from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work
+from pluribus.model.share import Share
+from pluribus.predict.boundary import boundary_work
+from pluribus.predict.compute import (
+    LayerCost,
+    counted,
+    layer_cost,
+    share_of,
+    update_work,
+)
+from pluribus.predict.degrees import Degrees, Parameters, updated
+from pluribus.predict.memory import message_bytes
+from pluribus.predict.operators import Work
+from pluribus.predict.price import with_gather
+from pluribus.predict.replicas import (
+    NEVER_HIDDEN,
+    Replicas,
+    exposed_seconds,
+    gather_work,
+    sync_work,
+)
 from pluribus.predict.software import PLURIBUS, Software
-from pluribus.spec.prediction import Interval
-
-Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv"]
-
-# Bytes one update moves per parameter: fp32 gradient read for the norm and again for the
-# update, master weight and both moments read and written, the 16-bit copy written.
-UPDATE_BYTES = 34
-
-# Share of a collective that an overlapping program still waits for; a typical figure.
-NEVER_HIDDEN = 0.1
+from pluribus.predict.stage_time import added
+from pluribus.spec.calibration import IDENTITY, Calibration
+from pluribus.spec.plan import ScheduleName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class Layout:
     Attributes:
         micro_batch, global_batch: sequences.
         ep: expert-parallel ranks, taken from dp.
-        virtual_stages: chunks of layers each stage holds.
+        virtual_stages: chunks of layers each stage holds; in ZBV there are always two.
         zero: ZeRO stage, 0 to 3.
     """
 
@@ -56,7 +62,7 @@ class Layout:
     micro_batch: int = 1
     global_batch: int = 1
     recompute: Literal["none", "selective", "full"] = "none"
-    schedule: Schedule = "1f1b"
+    schedule: ScheduleName = "1f1b"
 
     @property
     def micro_batches(self) -> int:
@@ -64,19 +70,47 @@ class Layout:
         return max(1, self.global_batch // (self.dp * self.micro_batch))
 
     @property
+    def chunks(self) -> int:
+        """Runs of layers that each stage holds."""
+        return 2 if self.schedule == "zbv" else self.virtual_stages
+
+    @property
     def num_chips(self) -> int:
         return self.tp * self.cp * self.pp * self.dp
 
+    @property
+    def degrees(self) -> Degrees:
+        """Of each stage."""
+        return Degrees(
+            tp=self.tp, cp=self.cp, ep=self.ep, dp=self.dp, zero=self.zero,
+            recompute=self.recompute,
+        )  # fmt: skip
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One kind of layer: forward, backward, the backward's weight-gradient seconds, and whether
-    full recompute runs it again (blocks)."""
+    def share(self, sequence_length: int, precision: str, software: Software) -> Share:
+        """What one rank computes of a micro-batch."""
+        return share_of(
+            self.micro_batch, sequence_length, precision, software, tp=self.tp, cp=self.cp,
+            ep=self.ep,
+        )  # fmt: skip
 
-    forward: Work
-    backward: Work
-    weight: float
-    recomputed: bool
+
+@dataclass(frozen=True)
+class StageTerms:
+    """Like stages.
+
+    Attributes:
+        count: how many there are.
+        layers: its kinds of layers, each with their number.
+        gather: ZeRO 3: its weights gathered, forward and backward.
+        sync: its gradients over its replicas.
+        update: its optimiser.
+    """
+
+    count: int
+    layers: tuple[tuple[LayerCost, int], ...]
+    gather: Work
+    sync: Work
+    update: Work
 
 
 @dataclass(frozen=True)
@@ -84,47 +118,48 @@ class Terms:
     """A layout reduced to what its step time is made of.
 
     Attributes:
-        stages: of each unlike stage: how many there are, and its (part, layers) pairs.
+        stages: the unlike ones.
         message: one boundary message.
-        sync: gradients summed over the replicas.
-        gather: ZeRO-3: weights gathered and gradients scattered, per micro-batch.
-        update: the optimiser.
     """
 
     layout: Layout
     software: Software
-    stages: tuple[tuple[int, tuple[tuple[Part, int], ...]], ...]
+    stages: tuple[StageTerms, ...]
     message: Work
-    sync: Work
-    gather: Work
-    update: Work
 
     def seconds(self, calibration: Calibration = IDENTITY) -> float:
         """Seconds of one step."""
         layout, software = self.layout, self.software
-        host = software.host_s + software.host_talk_s * (layout.tp - 1) ** 2
-        host *= calibration.host
-        rerun = {"none": 0.0, "selective": software.selective_again, "full": 1.0}[layout.recompute]
         stages, message = layout.pp, self.message.seconds(calibration)
-        total = slot = weight = last_backward = 0.0
-        for count, parts in self.stages:
-            forward = backward = weights = 0.0
-            for part, layers in parts:
-                ahead = max(part.forward.seconds(calibration), host)
-                back = max(part.backward.seconds(calibration), software.host_backward * host)
-                again = ahead * rerun if part.recomputed else 0.0
-                forward += layers * ahead
-                backward += layers * (back + again)
-                weights += layers * part.weight * calibration.matmul
-            total += count * (forward + backward)
-            if forward + backward > slot:
-                slot, weight, last_backward = forward + backward, weights, backward
-        messages = 2 * message * layout.virtual_stages if stages > 1 else 0.0
-        steady = layout.micro_batches * (
-            slot + messages + software.micro_batch_s * calibration.host
-        )
+        host = software.micro_batch_s * calibration.host
+        total = tail = cycle = 0.0
+        slowest = None
+        for stage in self.stages:
+            times = [
+                (cost.time(calibration, software, layout.tp, layout.recompute), count)
+                for cost, count in stage.layers
+            ]
+            time, gather = added(times), stage.gather.seconds(calibration)
+            # A pipeline gathers once a step and keeps its stage whole until the end.
+            once = exposed_seconds(gather, time.total) if stages > 1 else 0.0
+            if stages == 1:
+                time = with_gather(time, gather)
+            slot = time.total + host
+            total += stage.count * slot
+            cycle = max(cycle, slot + self._waits(stage.count) * message)
+            if slowest is None or time.total > slowest.total:
+                slowest = time
+            sync = stage.sync.seconds(calibration)
+            if software.overlap_gradients:
+                sync = exposed_seconds(sync, time.backward)
+            tail = max(tail, sync + once + stage.update.seconds(calibration))
+        assert slowest
+        cycle = max(cycle, total / stages + self._waits(stages) * message)
         # What the pipeline takes to fill and drain, beyond its slowest stage's own work.
-        fill = total - slot + (stages - 1) * messages
+        fill = total - slowest.total - host
+        if stages > 1:
+            fill += (stages - 1) * 2 * message * self._passages
+        weight = slowest.weight_gradient
         match layout.schedule:
             case "interleaved":
                 fill /= layout.virtual_stages
@@ -132,13 +167,31 @@ class Terms:
                 fill = max(0.0, fill - 2 * (stages - 1) * weight)
             case "zb-h2" | "zbv":
                 fill = max(0.0, fill - 3 * (stages - 1) * weight)
-        sync = self.sync.seconds(calibration)
-        if software.overlap_gradients:
-            sync = max(NEVER_HIDDEN * sync, sync - last_backward)
-        gather = self.gather.seconds(calibration)
-        gather = max(NEVER_HIDDEN * gather, gather - slot) * layout.micro_batches
-        update = self.update.seconds(calibration) + software.step_s * calibration.host
-        return (steady + fill + sync + gather + update) * calibration.overhead
+        tail += software.step_s * calibration.host
+        return (layout.micro_batches * cycle + fill + tail) * calibration.overhead
+
+    @property
+    def _passages(self) -> int:
+        """Times a micro-batch's hidden state passes between two neighbours, one way; ZBV's turn
+        makes its second passage fall into the first one's wait."""
+        return self.layout.virtual_stages if self.layout.schedule == "interleaved" else 1
+
+    def _waits(self, stages: int) -> float:
+        """Messages per micro-batch that a row of so many like stages does not hide.
+
+        Sends that hold their sender leave none of the two per neighbour hidden. Otherwise 1F1B,
+        with S micro-batches under way over S stages, hides 2 of 2 S on their way around; where
+        more are under way, all are hidden.
+        """
+        if self.layout.pp == 1:
+            return 0.0
+        if self.software.overlap_messages and self.layout.schedule == "interleaved":
+            return 2.0 * self._passages * NEVER_HIDDEN
+        if self.software.blocking_messages:
+            return 2.0 * self._passages
+        if self.layout.schedule in ("gpipe", "zb-h2", "zbv"):
+            return 0.0
+        return 2.0 * (stages - 1) / stages * self._passages
 
 
 def regular_terms(
@@ -154,58 +207,35 @@ def regular_terms(
     Raises:
         PlanError: the chip has no arithmetic of this precision.
     """
-    degrees = (layout.tp, layout.cp, layout.ep)
-    parts: dict[str, Part] = {}
-
-    def part(layer: Layer) -> Part:
-        if layer.signature not in parts:
-            shape = (layout.micro_batch, sequence_length, *degrees)
-            forward, backward, weight = layer_work(layer, pool.chip, shape, precision, software)
-            talk = _layer_talk(layer, pool, layout, sequence_length)
-            block = layer.kind in ("dense", "moe")
-            parts[layer.signature] = Part(forward + talk, backward + talk, weight, block)
-        return parts[layer.signature]
-
-    unlike: dict[tuple, int] = {}
+    degrees = layout.degrees
+    share = layout.share(sequence_length, precision, software)
+    replicas = Replicas.regular(degrees, pool)
+    costs: dict[str, LayerCost] = {}
+    unlike: dict[tuple, StageTerms] = {}
     for layers in stage_layers(model, layout):
-        counts: dict[Part, int] = {}
-        for layer in layers:
-            counts[part(layer)] = counts.get(part(layer), 0) + 1
-        key = tuple(counts.items())
-        unlike[key] = unlike.get(key, 0) + 1
-    parameters = max(
-        sum(layer.parameters_per_rank(tp=layout.tp, ep=1) for layer in layers)
-        for layers in stage_layers(model, layout)
-    )
-    local = max(
-        sum(layer.parameters_per_rank(tp=layout.tp, ep=layout.ep) for layer in layers)
-        for layers in stage_layers(model, layout)
-    )
-    # Experts are summed over dp / ep replicas only; the rest over all.
-    synced = local if layout.ep > 1 else parameters
-    replicas = layout.dp * layout.cp
-    inner = layout.tp
-    sync = gather = Work()
-    if replicas > 1:
-        grads = synced * software.gradient_sync_bytes
+        kinds = []
+        for layer, count in counted(layers):
+            if layer.signature not in costs:
+                costs[layer.signature] = layer_cost(layer, pool, share, precision, software)
+            kinds.append((costs[layer.signature], count))
+        key = tuple((id(cost), count) for cost, count in kinds)
+        if key in unlike:
+            unlike[key] = replace(unlike[key], count=unlike[key].count + 1)
+            continue
+        parameters = Parameters.of(layers, degrees, tied_copy(model, layers, layout))
+        owned = updated(parameters, degrees, software)
+        gather = Work()
         if layout.zero >= 3:
-            op = "all_gather"
-            gather = _talk(op, synced * 2, replicas, inner, pool) * 2
-            sync = _talk("reduce_scatter", grads, replicas, inner, pool)
-        elif layout.zero:
-            sync = _talk("reduce_scatter", grads, replicas, inner, pool)
-            sync += _talk("all_gather", synced * 2, replicas, inner, pool)
-        else:
-            sync = _talk("all_reduce", grads, replicas, inner, pool)
-    owned = local / (replicas if layout.zero else 1)
-    rate = pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
-    hidden = layout.micro_batch * sequence_length * model.hidden_size * 2 / layout.cp
-    reach = layout.tp * layout.cp * layout.dp
-    message = _talk("send", hidden / layout.tp, 2, reach, pool) if layout.pp > 1 else Work()
-    return Terms(
-        layout, software, tuple((n, stage) for stage, n in unlike.items()), message, sync, gather,
-        Work(memory=owned * UPDATE_BYTES / rate),
-    )  # fmt: skip
+            gather = gather_work(parameters, replicas, share.bytes_per_element)
+        unlike[key] = StageTerms(
+            1, tuple(kinds), gather,
+            sync_work(parameters, layout.zero, replicas, software, share.bytes_per_element),
+            update_work(owned, pool.chip),
+        )  # fmt: skip
+    message = Work()
+    if layout.pp > 1:
+        message = boundary_work(message_bytes(model.hidden_size, share) * layout.cp, degrees, pool)
+    return Terms(layout, software, tuple(unlike.values()), message)
 
 
 def stage_layers(model: Model, layout: Layout) -> list[Sequence[Layer]]:
@@ -224,50 +254,14 @@ def stage_layers(model: Model, layout: Layout) -> list[Sequence[Layer]]:
         first += count
         if stage == 0:
             layers.insert(0, model.layers[0])
-        if stage == stages - 1:
+        # In ZBV the last virtual stage sits on the first.
+        if stage == (0 if layout.schedule == "zbv" else stages - 1):
             layers.append(model.layers[-1])
         result.append(layers)
     return result
 
 
-def regular_interval(terms: Terms, calibration: Calibration = IDENTITY) -> Interval:
-    """Seconds of one step with the range the truth is expected in."""
-    mid = terms.seconds(calibration)
-    spread = calibration.spread or ROOFLINE_SPREAD
-    return Interval(mid=mid, low=mid / (1 + spread), high=mid * (1 + spread))
-
-
-def _layer_talk(layer: Layer, pool: Pool, layout: Layout, sequence_length: int) -> Work:
-    """Collectives of one direction of one layer: tensor-parallel sums (Shoeybi et al. 2019),
-    experts' all-to-alls, and keys and values passed around context-parallel ranks."""
-    hidden = layer.output_bytes(layout.micro_batch, sequence_length) / layout.cp
-    talk = Work()
-    block = layer.kind in ("dense", "moe")
-    if layout.tp > 1:
-        talk += _talk("all_reduce", hidden, layout.tp, 1, pool) * (2 if block else 1)
-    if layout.cp > 1 and block:
-        # Keys and values of the whole sequence; passing them is half hidden by attention.
-        heads = layer.attention
-        width = getattr(heads, "num_kv_heads", 1) * getattr(heads, "head_dim", 0) or 512
-        gathered = 2 * layout.micro_batch * sequence_length * width * 2 / layout.tp
-        talk += _talk("all_gather", gathered, layout.cp, layout.tp, pool) * 0.5
-    if layout.ep > 1 and layer.kind == "moe":
-        pairs = hidden * layer.feed_forward.top_k / layout.tp
-        talk += _talk("all_to_all", pairs, layout.ep, layout.tp, pool) * 2
-    return talk
-
-
-def _talk(op: str, num_bytes: float, members: int, inner: int, pool: Pool) -> Work:
-    """A collective of ``members`` ranks that lie ``inner`` chips apart."""
-    seconds, across = _collective(op, num_bytes, members, inner, pool)
-    return Work(inter=seconds) if across else Work(intra=seconds)
-
-
-@functools.lru_cache(maxsize=8192)
-def _collective(
-    op: str, num_bytes: float, members: int, inner: int, pool: Pool
-) -> tuple[float, bool]:
-    per_node = max(1, min(members, pool.chips_per_node // inner))
-    nodes = -(-members // per_node)
-    group = GroupShape(per_node, nodes)
-    return float(collective_seconds(op, num_bytes, group, links_of(pool)).seconds), nodes > 1
+def tied_copy(model: Model, layers: Sequence[Layer], layout: Layout) -> int:
+    """Parameters of a tied matrix on the last stage where the first is another."""
+    apart = model.tied and layers[-1].kind == "head" and layers[0].kind != "embedding"
+    return layers[-1].tied_parameters // layout.tp if apart else 0

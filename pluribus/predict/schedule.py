@@ -41,7 +41,7 @@ class Structure:
         return cls(
             pipeline.schedule,
             len(pipeline.stages),
-            pipeline.micro_batches,
+            pipeline.rounds,
             pipeline.virtual_stages,
             pipeline.pass_times,
         )
@@ -93,17 +93,22 @@ def passes(structure: Structure) -> Order:
 
 
 def max_in_flight(pipeline: Pipeline, stage: int) -> float:
+    """Micro-batches whose activations a replica of a stage holds at its fullest moment."""
+    return in_flight(Structure.of(pipeline), stage)
+
+
+def in_flight(structure: Structure, stage: int) -> float:
     """Micro-batches whose activations a stage holds at its fullest moment.
 
     A chunk of v counts as 1/v. With split backward passes an activation counts in full until
     its weight gradient is done: Qi et al. 2023 (arXiv 2401.10241 §2.3) count M_B before the
     gradient of the input and M_W after it, 34 : 32 with flash attention (Table 1).
     """
-    if pipeline.schedule == "gpipe":
-        return pipeline.micro_batches
-    if pipeline.schedule == "1f1b":
-        return min(len(pipeline.stages) - stage, pipeline.micro_batches)
-    return _most_held(Structure.of(pipeline))[stage] / pipeline.virtual_stages
+    if structure.schedule == "gpipe":
+        return structure.micro_batches
+    if structure.schedule == "1f1b":
+        return min(structure.num_stages - stage, structure.micro_batches)
+    return _most_held(structure)[stage] / structure.chunks
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,7 +128,8 @@ def _most_held(structure: Structure) -> tuple[int, ...]:
 
 
 def gradient_groups(plan: Plan, tied: tuple[int, int] | None = None) -> tuple[GradientGroup, ...]:
-    """Groups of layers by the set of stages that hold them; sets of one stage are left out.
+    """Groups of layers by the set of stages that hold them; a set of one stage counts where the
+    stage has several replicas.
 
     Args:
         plan: the plan.
@@ -143,8 +149,13 @@ def gradient_groups(plan: Plan, tied: tuple[int, int] | None = None) -> tuple[Gr
     return tuple(
         GradientGroup(tuple(layers), members)
         for members, layers in groups.items()
-        if len(members) > 1
+        if len(members) > 1 or _replicated(plan, *members[0])
     )
+
+
+def _replicated(plan: Plan, pipeline: int, stage: int) -> bool:
+    one = plan.pipelines[pipeline].stages[stage]
+    return one.data_parallel * one.context_parallel > 1
 
 
 def plan_actions(

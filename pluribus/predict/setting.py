@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pluribus.core.errors import PlanError
 from pluribus.hardware.cluster import Cluster, Pool
+from pluribus.model.layer import Recompute
 from pluribus.model.model import Model
-from pluribus.predict.compute import StageTime, stage_time
+from pluribus.predict.compute import LayerCost, layer_cost, share_of
+from pluribus.predict.software import PLURIBUS, Software
+from pluribus.predict.stage_time import StageTime, added
+from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.job import Job
 from pluribus.spec.plan import Pipeline, Plan, Stage
 from pluribus.spec.profile import Profile
@@ -19,22 +25,34 @@ class Setting:
 
     Attributes:
         profile: measured facts that replace formulas where it has them.
+        software: what the training program makes of the chips.
+        calibration: a cluster's factors on what formulas say.
     """
 
     job: Job
     model: Model
     cluster: Cluster
     profile: Profile | None = None
-    _stage_times: dict[tuple, StageTime] = field(default_factory=dict, compare=False, repr=False)
-    _pools: dict[str, Pool] = field(default_factory=dict, compare=False, repr=False)
+    software: Software = PLURIBUS
+    calibration: Calibration = IDENTITY
+    # Not for the hands of callers: a setting made by `replace` starts with empty ones.
+    _costs: dict[tuple, LayerCost] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    _stage_times: dict[tuple, StageTime] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    _pools: dict[str, Pool] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
-    def of_plan(cls, plan: Plan, profile: Profile | None = None) -> Setting:
+    def of_plan(
+        cls, plan: Plan, profile: Profile | None = None, calibration: Calibration | None = None
+    ) -> Setting:
         """The setting a plan was made in, from the tables it carries.
 
         Args:
             plan: the plan.
-            profile: used instead of the one it was planned with.
+            profile, calibration: used instead of those it was planned with.
 
         Raises:
             PlanError: its job or cluster is no longer the one it was made for.
@@ -52,7 +70,13 @@ class Setting:
                     where=f"plan.json [{name}]",
                     do=f"Change the {name} file instead and plan again: pluribus plan job.toml.",
                 )
-        return cls(job, Model.from_config(plan.model_config), cluster, profile or plan.profile)
+        return cls(
+            job,
+            Model.from_config(plan.model_config),
+            cluster,
+            profile or plan.profile,
+            calibration=calibration or plan.calibration or IDENTITY,
+        )
 
     @property
     def sequence_length(self) -> int:
@@ -73,29 +97,66 @@ class Setting:
             self._pools[address] = self.cluster.pool(address)
         return self._pools[address]
 
+    def calibrated(self, calibration: Calibration) -> Setting:
+        """The same setting under other factors; what layers cost before them is kept."""
+        other = replace(self, calibration=calibration)
+        other._costs.update(self._costs)
+        return other
+
     def stage_time(self, stage: Stage, micro_batch_size: int) -> StageTime:
-        """Seconds of one micro-batch on one stage."""
+        """Seconds of one micro-batch through the layers of one stage, on one replica."""
         return self.layers_time(
-            stage.pool, stage.layers, micro_batch_size, stage.tensor_parallel, stage.recompute
+            stage.pool,
+            stage.layers,
+            micro_batch_size,
+            stage.tensor_parallel,
+            stage.recompute,
+            cp=stage.context_parallel,
+            ep=stage.expert_parallel,
         )
 
     def layers_time(
-        self, pool: str, layers: tuple[int, int], micro_batch_size: int, tp: int, recompute: str
+        self,
+        pool: str,
+        layers: tuple[int, int],
+        micro_batch_size: int,
+        tp: int,
+        recompute: Recompute,
+        *,
+        cp: int = 1,
+        ep: int = 1,
     ) -> StageTime:
         """Seconds of one micro-batch through layers [first, end) on chips of one pool."""
-        key = (pool, layers, micro_batch_size, tp, recompute)
+        key = (pool, layers, micro_batch_size, tp, recompute, cp, ep)
         if key not in self._stage_times:
-            self._stage_times[key] = stage_time(
-                [self.model.layers[i] for i in range(*layers)],
-                self.pool(pool),
-                micro_batch_size,
-                self.sequence_length,
-                tp=tp,
-                recompute=recompute,
-                precision=self.precision,
-                profile=self.profile,
-            )
+            counts = Counter(self._alike[layers[0] : layers[1]])
+            times = []
+            for index, count in counts.items():
+                cost = self._layer_cost(pool, index, (micro_batch_size, tp, cp, ep))
+                times.append((cost.time(self.calibration, self.software, tp, recompute), count))
+            self._stage_times[key] = added(times)
         return self._stage_times[key]
+
+    def _layer_cost(self, pool: str, index: int, shape: tuple[int, int, int, int]) -> LayerCost:
+        key = (pool, index, *shape)
+        if key not in self._costs:
+            size, tp, cp, ep = shape
+            share = share_of(
+                size, self.sequence_length, self.precision, self.software, tp=tp, cp=cp, ep=ep
+            )
+            self._costs[key] = layer_cost(
+                self.model.layers[index], self.pool(pool), share, self.precision, self.software,
+                self.profile,
+            )  # fmt: skip
+        return self._costs[key]
+
+    @cached_property
+    def _alike(self) -> tuple[int, ...]:
+        """Of each layer, the first one with its signature: those cost the same."""
+        first: dict[str, int] = {}
+        return tuple(
+            first.setdefault(layer.signature, i) for i, layer in enumerate(self.model.layers)
+        )
 
     def boundary_bytes(self, pipeline: Pipeline) -> float:
         """Bytes of the hidden state that one micro-batch hands to the next stage."""

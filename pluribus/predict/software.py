@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,7 @@ class Software:
         flash_attention: one kernel that never writes the scores (Dao et al. 2022); otherwise
             scores, softmax and dropout go through memory, as before 2022.
         gradient_sync_bytes: of one gradient on the network.
+        blocking_messages: whether a stage waits until what it sends has come.
         overlap_gradients: whether gradient sums run under the last backward.
         sequence_parallel: whether tokens between tensor-parallel regions are divided.
         weight_bytes: of one parameter, copy for computing included.
@@ -22,10 +23,24 @@ class Software:
         optimizer_bytes: of one parameter's optimiser state, master weight included.
         fused_gate: whether the activation and the product of a gated network are one kernel,
             which keeps one tensor less.
+        fragmentation: bytes that the allocator loses between activations, as a share of them.
+        logit_bytes: kept per logit until the loss's backward.
+        selective_kept: share of what selective recompute keeps elsewhere (outputs of products
+            and of attention) that this program keeps.
         selective_again: share of a block's forward that selective recompute runs again.
+        eager_passes: traffic of RMS norms, rotary embeddings and gated activations as a multiple
+            of what fused kernels move: without a compiler each is a chain of kernels, where a
+            layer norm or GELU is one.
+        accumulate_bytes: moved per parameter to add a micro-batch's gradient to the sum, beyond
+            what the product that makes it hides.
+        overlap_tensor: share of the tensor-parallel sums that runs under matrix products.
+        overlap_messages: whether an interleaved pipeline sends while it computes.
+        ring_attention: seconds of attention over context-parallel ranks, as a multiple of its
+            share of one rank's.
+        frozen: whether adapters alone are trained (LoRA): no weight gradients, no sums.
         host_s: seconds the host takes to launch the forward of one layer: a small layer cannot
             take less.
-        host_talk_s: what (tp − 1)² tensor-parallel ranks add to it, as they wait for the
+        host_talk_s: what each further tensor-parallel rank adds to it, as they wait for the
             slowest host.
         host_backward: the same of the backward, as a multiple of the forward's.
         micro_batch_s: seconds of each micro-batch outside layers.
@@ -34,13 +49,23 @@ class Software:
 
     flash_attention: bool = True
     gradient_sync_bytes: float = 4
+    blocking_messages: bool = False
     overlap_gradients: bool = False
     sequence_parallel: bool = True
     weight_bytes: float = 6
     gradient_bytes: float = 4
     optimizer_bytes: float = 8
     fused_gate: bool = False
+    fragmentation: float = 0.0
+    logit_bytes: float = 8
+    selective_kept: float = 1.0
     selective_again: float = 0.1
+    eager_passes: float = 1.0
+    accumulate_bytes: float = 6
+    overlap_tensor: float = 0.0
+    overlap_messages: bool = False
+    ring_attention: float = 1.0
+    frozen: bool = False
     host_s: float = 0.0
     host_talk_s: float = 0.0
     host_backward: float = 1.0
@@ -49,20 +74,42 @@ class Software:
 
 
 PLURIBUS = Software()
+# Read off the zero-bubble paper's peaks: scores and masks of unfused attention, short-lived and
+# large, leave holes between what is kept.
+UNFUSED_FRAGMENTATION = 0.1
+
 # fp16 weights, fp32 master, kernels before flash attention. Host times are fitted on half of
 # vTrain's single-node runs (2 to 8 A100), the only ones small enough to show them.
 MEGATRON_2021 = Software(
-    flash_attention=False, sequence_parallel=False, gradient_sync_bytes=2, weight_bytes=2,
-    optimizer_bytes=12, selective_again=0.15, host_s=1.0e-3, host_talk_s=1.1e-5,
-    host_backward=0.55, micro_batch_s=5e-3, step_s=1e-3,
+    flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION, blocking_messages=True,
+    sequence_parallel=False, gradient_sync_bytes=2, weight_bytes=2, optimizer_bytes=12,
+    selective_again=0.15, host_s=1.0e-3, host_talk_s=4.5e-5, host_backward=0.92,
+    micro_batch_s=1.7e-3, step_s=2.4e-4,
 )  # fmt: skip
-# The same design since 2023; its host times are a guess, half of the above.
+# The same design since 2023; its host times are a guess, half of the above. The product that
+# makes a gradient adds it to the sum as well: the bytes that still show are read off the
+# zero-bubble paper's runs.
 MEGATRON = Software(
-    overlap_gradients=True, weight_bytes=2, optimizer_bytes=12, fused_gate=True,
-    host_s=5e-4, host_backward=0.55, micro_batch_s=2e-3, step_s=1e-3,
-)  # fmt: skip
-# Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use.
-FSDP = Software(
-    overlap_gradients=True, weight_bytes=4, selective_again=0.5, host_s=5e-4, host_backward=0.55,
+    blocking_messages=True, weight_bytes=2, optimizer_bytes=12, fused_gate=True,
+    overlap_messages=True, accumulate_bytes=2, host_s=5e-4, host_backward=0.92,
     micro_batch_s=2e-3, step_s=1e-3,
 )  # fmt: skip
+# Megatron-Bridge (NeMo): its recipes run sums under products, both over replicas and, with user
+# buffers, in tensor parallelism. How much of the latter is hidden is read off its H100 runs.
+MEGATRON_BRIDGE = replace(MEGATRON, overlap_gradients=True, overlap_tensor=0.6)
+# Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use. Its selective
+# recompute keeps every second product; the plain loss keeps logits in 16 bits, in fp32, their
+# log-softmax and its gradient. Passes of eager kernels and ring attention are read off
+# torchtitan's runs with and without a compiler, and with 4 and 8 context-parallel ranks.
+FSDP = Software(
+    logit_bytes=14, selective_kept=0.67,
+    overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
+    accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
+    micro_batch_s=2e-3, step_s=1e-3,
+)  # fmt: skip
+
+# By the name a file of measured runs calls them.
+PROGRAMS = {
+    "pluribus": PLURIBUS, "megatron": MEGATRON, "megatron-bridge": MEGATRON_BRIDGE,
+    "megatron-2021": MEGATRON_2021, "fsdp": FSDP,
+}  # fmt: skip

@@ -96,13 +96,13 @@ class Durations:
             stage with several chunks, the seconds of each.
         transfer: of a message from one stage to its neighbour: (from, to) -> seconds.
         reduce: of a gradient group, once its last member has come.
-        send: what a send costs the sender itself.
+        blocking: whether a send holds its sender until the message has come.
     """
 
     compute: Mapping[tuple[Lane, ActionKind], float | tuple[float, ...]]
     transfer: Callable[[Lane, Lane], float]
     reduce: Sequence[float]
-    send: float = 0.0
+    blocking: bool = False
 
 
 def simulate(
@@ -154,7 +154,7 @@ class _Run:
         """Runs a lane until its next action's end cannot be known yet."""
         pipeline, stage = lane
         actions, compute, ends = self._actions[lane], self._compute[lane], self.ends[lane]
-        transfer, send = self._durations.transfer, self._durations.send
+        transfer, blocking = self._durations.transfer, self._durations.blocking
         now = self._clock[lane]
         for position in range(len(ends), len(actions)):
             action = actions[position]
@@ -179,7 +179,7 @@ class _Run:
                 self._arrived[message] = done
                 if message in self._waiting:
                     self.ready.append(self._waiting.pop(message))
-                end = now + send
+                end = done if blocking else now
             else:
                 summed = self._reduce(lane, action.index, now)
                 if summed is None:

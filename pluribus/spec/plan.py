@@ -7,6 +7,7 @@ parameter is summed over every stage that holds it, each weighted by the tokens 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,13 @@ from typing import Any, Literal
 from pluribus.core.errors import PlanError
 from pluribus.core.io import digest, read_json, write_json
 from pluribus.core.schema import from_table, to_table
+from pluribus.spec.calibration import Calibration
 from pluribus.spec.prediction import Alternative, Prediction
 from pluribus.spec.profile import Profile
 
 PLAN_VERSION = 1
 
-Recompute = Literal["none", "full"]
+Recompute = Literal["none", "selective", "full"]
 ScheduleName = Literal["1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zbv"]
 PassTimes = tuple[float, float, float, float]
 
@@ -38,7 +40,8 @@ class Stage:
         tensor_parallel: chips that share each matrix.
         context_parallel: chips that share each sequence.
         expert_parallel: chips over which experts are dealt (inside data_parallel × tp).
-        recompute: "full" keeps only each layer's input and runs forward again in backward.
+        recompute: "full" keeps only each layer's input and runs forward again in backward;
+            "selective" runs norms and activation functions again (`Layer.activation_bytes`).
         zero: ZeRO stage over the stage's data-parallel replicas (0–3).
         chunks: the ranges of layers of a stage with several virtual stages, by chunk.
     """
@@ -123,9 +126,9 @@ class Pipeline:
                 f"a stage of a pipeline of {chunks} virtual stages has another number of chunks",
                 do=f"Write {chunks} ranges of layers as the chunks of each stage.",
             )
-        if name == "interleaved" and self.micro_batches % len(self.stages):
+        if name == "interleaved" and self.rounds % len(self.stages):
             raise PlanError(
-                f"{self.micro_batches} micro-batches over {len(self.stages)} interleaved stages",
+                f"{self.rounds} micro-batches over {len(self.stages)} interleaved stages",
                 do="Write a multiple of the number of stages, or schedule = 1f1b.",
             )
         if min(self.pass_times[:3]) <= 0 or self.pass_times[3] < 0:
@@ -143,6 +146,16 @@ class Pipeline:
     def num_chips(self) -> int:
         return sum(len(stage.chips) for stage in self.stages)
 
+    @property
+    def replicas(self) -> int:
+        """Replicas that every stage has: they work side by side, each as a pipeline would."""
+        return math.gcd(*(stage.data_parallel for stage in self.stages)) or 1
+
+    @property
+    def rounds(self) -> int:
+        """Micro-batches that one of the `replicas` works through in a step."""
+        return math.ceil(self.micro_batches / self.replicas)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -154,11 +167,14 @@ class Plan:
         model_config: the model's config.json.
         directory: folder the job's paths are relative to.
         profile: the measured facts it was planned with, if any.
+        calibration: the cluster's factors it was planned with, if any.
         prediction: what `predict` said of it.
         alternatives: the plans that were weighed, best first.
         explanation: one line per thing the planner wants the user to know.
         lower_bound_seconds: a step proven to be out of reach of every plan of the search's space,
             by the same predictor; None where nothing was proven.
+        node_values: per pool, about how many seconds of a step one more node would save, from the
+            dual values of the master problem.
     """
 
     pipelines: tuple[Pipeline, ...]
@@ -169,10 +185,12 @@ class Plan:
     model_config: dict[str, Any]
     directory: str = field(default=".", compare=False)
     profile: Profile | None = None
+    calibration: Calibration | None = None
     prediction: Prediction | None = None
     alternatives: tuple[Alternative, ...] = ()
     explanation: tuple[str, ...] = ()
     lower_bound_seconds: float | None = None
+    node_values: dict[str, float] = field(default_factory=dict)
     version: int = field(default=PLAN_VERSION)
 
     def __post_init__(self) -> None:
@@ -208,9 +226,16 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         bare = replace(
-            self, directory=".", profile=None, prediction=None, alternatives=(), explanation=(),
+            self,
+            directory=".",
+            profile=None,
+            calibration=None,
+            prediction=None,
+            alternatives=(),
+            explanation=(),
             lower_bound_seconds=None,
-        )  # fmt: skip
+            node_values={},
+        )
         return digest(to_table(bare))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -13,6 +13,11 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def around(cls, mid: float, spread: float) -> Interval:
+        """From mid ÷ (1 + spread) to mid × (1 + spread): errors are ratios."""
+        return cls(mid=mid, low=mid / (1 + spread), high=mid * (1 + spread))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Breakdown:
@@ -24,6 +29,9 @@ class Breakdown:
         bubble: waiting for a neighbour stage.
         gradient_sync: summing gradients over replicas, where nothing hides it.
         optimizer: the update.
+        tensor_communication, expert_communication, context_communication: talk of the stage's
+            ranks inside forward and backward.
+        weight_gather: waiting for weights that ZeRO-3 has on other chips.
     """
 
     compute: float
@@ -31,11 +39,28 @@ class Breakdown:
     bubble: float
     gradient_sync: float
     optimizer: float
+    tensor_communication: float = 0.0
+    expert_communication: float = 0.0
+    context_communication: float = 0.0
+    weight_gather: float = 0.0
+
+    @property
+    def inside_stage(self) -> float:
+        """All that the ranks of the stage wait for one another in forward and backward."""
+        talk = self.tensor_communication + self.expert_communication + self.context_communication
+        return talk + self.weight_gather
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChipMemory:
-    """Bytes on each chip of one stage at the fullest moment."""
+    """Bytes on each chip of one stage at the fullest moment.
+
+    Attributes:
+        activations: kept from forward to backward, logits and what is open in a backward.
+        buffers: of messages, and of weights that ZeRO-3 has gathered.
+        process: what a process takes before it trains: runtime, kernels, libraries.
+        capacity: what allocations can reach before fragmentation ends the run.
+    """
 
     weights: float
     gradients: float
@@ -43,10 +68,16 @@ class ChipMemory:
     activations: float
     buffers: float
     capacity: float
+    process: float = 0.0
+
+    @property
+    def tensors(self) -> float:
+        """All but the process itself: the peak that an allocator reports."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
+        return self.tensors + self.process
 
     @property
     def fits(self) -> bool:
@@ -83,6 +114,9 @@ class Prediction:
             hold the model alone.
         alone_tokens_per_s: per pool address, what it delivers alone (0: does not fit).
         money_per_step: of every chip of the plan for one step, in the cluster's currency.
+        bound_tokens_per_s: what the plan's chips would compute if each trained whole sequences by
+            itself with room for all, and never talked, waited or recomputed: no plan on them
+            computes more where every chip is alike, and few come near it where chips are unlike.
     """
 
     step_seconds: Interval
@@ -93,6 +127,12 @@ class Prediction:
     aggregation: float | None
     alone_tokens_per_s: dict[str, float]
     money_per_step: float
+    bound_tokens_per_s: float = 0.0
+
+    @property
+    def of_bound(self) -> float | None:
+        """Throughput ÷ the compute bound; unlike aggregation it needs no plan of a pool alone."""
+        return self.tokens_per_s / self.bound_tokens_per_s if self.bound_tokens_per_s else None
 
 
 @dataclass(frozen=True, kw_only=True)

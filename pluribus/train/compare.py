@@ -8,14 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from pluribus.spec.measured import WARM_UP_STEPS
 from pluribus.spec.plan import Plan
 from pluribus.spec.run import Measurement, StepEvent
 from pluribus.train.run import RunOptions, StopRequest, train
 
 Role = Literal["alone", "even", "plan"]
-
-# The first step of a run pays for caches and allocations that later ones find ready.
-WARM_UP_STEPS = 1
 
 
 def measure_plan(

@@ -250,6 +250,12 @@ def _check_runnable(plan: Plan, setting: Setting) -> None:
                 where="plan.json",
                 do="Plan with schedule = 1f1b, or use the plan as advice.",
             )
+    if any(stage.recompute == "selective" for _, _, stage in plan.stages):
+        raise PlanError(
+            "the plan recomputes selectively; this version predicts it but runs none and full",
+            where="plan.json",
+            do='Plan with recompute = "none" or "full".',
+        )
     DecoderConfig.from_hf(plan.model_config, "config.json")
     precision = setting.precision
     if precision == "fp16":

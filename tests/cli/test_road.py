@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .test_bad_input import CONFIG, ROOT
 
 JOB = """
@@ -48,6 +50,13 @@ def test_probe_profile_plan_train_report(tmp_path: Path) -> None:
     trained = json.loads(run(tmp_path, "train", "plan.json", "--folder", "run", "--json"))
     assert trained["steps"] == 4
     assert (tmp_path / trained["checkpoint"] / "tokenizer.json").exists()
+    found = json.loads(run(tmp_path, "calibrate", "run", "--json"))
+    (fitted,) = found["runs"]
+    assert abs(fitted["after"] - fitted["seconds"]) <= abs(fitted["before"] - fitted["seconds"])
+    again = json.loads(
+        run(tmp_path, "predict", "plan.json", "--calibration", "calibration.json", "--json")
+    )
+    assert again["step_seconds"]["mid"] == pytest.approx(fitted["after"])
     drawn = json.loads(run(tmp_path, "report", "run", "--json"))
     assert "<svg" in (tmp_path / drawn["report"]).read_text()
     trace = json.loads((tmp_path / drawn["trace"]).read_text())

@@ -17,8 +17,8 @@ from pluribus.hardware.cluster import Cluster
 from pluribus.model.model import Model
 from pluribus.predict.collectives import group_all_reduce_seconds
 from pluribus.predict.compute import layer_time, layer_work
+from pluribus.predict.gemm import gemm_constants
 from pluribus.predict.operator_tables import TABLE_SPREAD, Table, operator_times
-from pluribus.predict.operators import SUSTAINED
 from pluribus.predict.regression import LocalRegression
 from pluribus.spec.operator_table import OperatorTable
 from pluribus.spec.profile import LayerTime, Profile
@@ -125,7 +125,8 @@ def test_products_of_a_layer_come_from_the_table_forward_and_backward() -> None:
     times = operator_times(Profile(cluster_digest="", operators=(table,)), A100)
     forward, backward, weight = layer_work(block, A100, (1, SEQUENCE), "bf16", times=times)
     # q and o of this model have equal shapes, and so have their gradients.
-    least, most = products / SUSTAINED, (products + 1) * 4 / SUSTAINED
+    kept = gemm_constants(A100.key).sustained
+    least, most = products / kept, (products + 1) * 4 / kept
     assert least <= forward.matmul <= most
     assert least < weight < most
     assert forward.matmul + weight < backward.matmul + forward.matmul

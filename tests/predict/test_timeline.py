@@ -195,9 +195,9 @@ def test_stages_may_begin_later() -> None:
     assert [(span.start, span.end) for span in timeline.lanes[0, 0]] == [(7, 8), (8, 10)]
 
 
-def test_a_send_may_cost_its_sender() -> None:
-    times = durations([1, 1], [1, 1])
-    costly = Durations(times.compute, times.transfer, (), send=0.5)
+def test_a_send_may_hold_its_sender() -> None:
+    times = durations([1, 1], [1, 1], transfer=0.5)
+    costly = Durations(times.compute, times.transfer, (), blocking=True)
     timeline = simulate(lists(line(2, 2)), costly)
     assert timeline.seconds((0, 0), SEND_A) == 1.0
     assert timeline.end > simulate(lists(line(2, 2)), times).end

@@ -1,0 +1,71 @@
+"""Which training program made a published run, by the facts its row gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pluribus.predict.software import (
+    FSDP,
+    MEGATRON,
+    MEGATRON_2021,
+    MEGATRON_BRIDGE,
+    UNFUSED_FRAGMENTATION,
+    Software,
+)
+
+# Conferences name the year a paper appeared in; its runs are about this much older.
+_BEFORE_CONFERENCE = 0.7
+
+# Forks of the Megatron of 2021, whenever their runs were published.
+_FORKS_OF_2021 = r"vtrain|bigscience|bloom|mt-nlg"
+
+
+def told(row: Mapping[str, str]) -> str:
+    """Everything a row says in words."""
+    return " ".join(row.get(k) or "" for k in ("source", "table", "model", "note", "recompute"))
+
+
+def _date(source: str) -> float | None:
+    """The year of a source's runs, with its fraction."""
+    if found := re.search(r"arXiv:(\d\d)(\d\d)\.", source):
+        return 2000 + int(found[1]) + int(found[2]) / 12
+    if found := re.search(r"\((20[12]\d)\b", source):
+        return float(found[1])
+    if found := re.search(r"\b(?:SC|ICLR|ICML|NeurIPS|MICRO|NSDI|OSDI|MLSys)'?(\d\d)\b", source):
+        return 2000 + int(found[1]) - _BEFORE_CONFERENCE
+    return None
+
+
+def program_of(row: Mapping[str, str], precision: str, sharded: bool) -> Software:
+    """The training program of a row, by the facts it gives: its date, whether a micro-batch's
+    parameters are divided (ZeRO-3), and what its note says is switched on."""
+    source = f"{row.get('source')} {row.get('model')}"
+    words = told(row)
+    date = _date(source)
+    if re.search(_FORKS_OF_2021, source, re.I) or (date is not None and date < 2022.5):
+        divided = bool(re.search(r"sequence-parallel", words, re.I))
+        program = replace(MEGATRON_2021, sequence_parallel=divided)
+        if precision == "bf16":
+            # Megatron sums bf16 gradients in fp32.
+            program = replace(program, gradient_sync_bytes=4, accumulate_bytes=10)
+        return program
+    if re.search(r"megatron-bridge|nemo", words, re.I):
+        program = MEGATRON_BRIDGE
+    elif sharded:
+        compiled = re.search(r"compile", words, re.I)
+        program = replace(FSDP, eager_passes=1.0) if compiled else FSDP
+    else:
+        # Until 2024 flash attention had to be asked for.
+        program = MEGATRON
+        if date is not None and date < 2024:
+            program = replace(MEGATRON, flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION)
+    if re.search(r"\blora\b", words, re.I):
+        program = replace(program, frozen=True)
+    if re.search(r"async.?tp", words, re.I):
+        # Read off torchtitan's two runs that differ by it alone.
+        program = replace(program, overlap_tensor=0.3)
+    if re.search(r"overlap-grad-reduce|dp comm(unication)? overlap", words, re.I):
+        program = replace(program, overlap_gradients=True)
+    return program

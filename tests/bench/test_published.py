@@ -1,0 +1,133 @@
+"""The bench on published runs takes any file of its format: it flags, it skips, it never falls."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
+from published import load, score, summarise
+from published_rows import Row, UnusableError, parse_row
+
+from pluribus.predict.regular import regular_terms
+
+RUN = {
+    "file": "runs", "source": "somebody arXiv:2401.00001", "table": "1", "model": "GPT 7B",
+    "layers": "32", "hidden": "4096", "heads": "32", "kv_heads": "32", "ffn": "16384",
+    "vocab": "51200", "seq": "2048", "gpu": "A100-80GB-SXM", "n_gpu": "16", "tp": "2", "pp": "2",
+    "vpp": "1", "dp": "4", "cp": "1", "ep": "1", "zero": "1", "micro_batch": "2",
+    "global_batch": "64", "precision": "bf16", "recompute": "none", "iter_time_s": "3.1",
+    "tokens_per_s": "", "peak_mem_gb": "60", "note": "",
+}  # fmt: skip
+
+ODD = (
+    "",
+    "?",
+    "0",
+    "-3",
+    "OOM",
+    "1,024",
+    "3(FSDP2)",
+    "n/a",
+    "1e999",
+    "𝟛",
+    "full?",
+    "7.5",
+    "1000000",
+)
+
+
+def parsed(**changes: str) -> Row:
+    return parse_row({**RUN, **changes})
+
+
+def flagged(row: Row, words: str) -> bool:
+    return any(words in flag for flag in row.flags)
+
+
+def predictable(row: dict[str, str]) -> Row | None:
+    try:
+        return parse_row(row)
+    except UnusableError:
+        return None
+
+
+@pytest.mark.parametrize("key", [key for key in RUN if key != "file"])
+def test_odd_and_missing_cells_are_flagged_or_skipped(key: str) -> None:
+    without = {name: cell for name, cell in RUN.items() if name != key}
+    for row in (without, *({**RUN, key: value} for value in ODD)):
+        if found := predictable(row):
+            terms = regular_terms(
+                found.model, found.pool, found.layout, found.sequence_length, found.precision,
+                found.software,
+            )  # fmt: skip
+            assert 0 < terms.seconds() < math.inf
+    assert predictable(RUN)
+
+
+def test_a_run_that_ran_out_of_memory_has_no_time() -> None:
+    row = parsed(peak_mem_gb="OOM", iter_time_s="")
+    assert row.memory_gb == math.inf
+    assert row.seconds is None
+    assert parsed(note="OOM at micro-batch 4").seconds == 3.1
+
+
+def test_what_a_row_leaves_out_is_guessed_and_flagged() -> None:
+    assert parsed(dp="").layout.dp == 4
+    micro = parsed(micro_batch="", peak_mem_gb="")
+    assert flagged(micro, "quickest")
+    # 16 bytes for each of 6.9e9 parameters do not fit: the optimiser must have been divided.
+    row = parsed(zero="", tp="1", pp="1", dp="16", peak_mem_gb="")
+    assert row.layout.zero >= 1
+    assert flagged(row, "lowest that fits")
+    assert parsed(iter_time_s="", tokens_per_s="65536").seconds == pytest.approx(2.0)
+
+
+def test_programs_are_told_apart_by_their_date_and_notes() -> None:
+    assert not parsed(source="X arXiv:2104.04473").software.flash_attention
+    assert not parsed(source="X ICLR24").software.flash_attention
+    assert parsed(source="X arXiv:2401.00001").software.flash_attention
+    assert parsed(note="LoRA").software.frozen
+    assert parsed(model="GPT 7B ZB-1p").layout.schedule == "zb-h1"
+    assert parsed(note="interleaved schedule", vpp="").layout.virtual_stages == 2
+
+
+def test_a_link_rate_is_not_a_memory_size() -> None:
+    assert parsed(gpu="H200-SXM (CX-7 400Gb/s per GPU)").pool.chip.memory_gib == 141
+
+
+def test_a_file_is_scored_from_end_to_end(tmp_path: Path) -> None:
+    """Runs that take 1.2 times what the formulas say are predicted after four of them."""
+    draw, rows = random.Random(0), []
+    for micro in (1, 2, 4, 8):
+        for tp, pp, dp in ((1, 4, 4), (2, 2, 4), (4, 2, 2), (2, 4, 2)):
+            row = {**RUN, "tp": str(tp), "pp": str(pp), "dp": str(dp), "micro_batch": str(micro)}
+            found = parse_row(row)
+            terms = regular_terms(
+                found.model, found.pool, found.layout, 2048, "bf16", found.software
+            )
+            seconds = 1.2 * terms.seconds() * math.exp(draw.gauss(0, 0.01))
+            rows.append({**row, "iter_time_s": str(seconds)})
+    path = tmp_path / "runs.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [key for key in RUN if key != "file"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*rows, {**RUN, "gpu": "abacus"}])
+    found, skipped = load([path])
+    assert len(found) == 16
+    assert sum(skipped.values()) == 1
+    terms = [
+        regular_terms(r.model, r.pool, r.layout, r.sequence_length, r.precision, r.software)
+        for r in found
+    ]
+    before, after = (
+        summarise(found, score(found, terms, count, 2, 0, False))[0] for count in (0, 4)
+    )
+    assert before["mape"] > 0.15
+    assert after["mape"] < 0.04

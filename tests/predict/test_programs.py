@@ -1,0 +1,115 @@
+"""What programs, experts and adapters change in the seconds and bytes of regular layouts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pluribus.hardware.catalogue import find_chip
+from pluribus.hardware.pool import Pool
+from pluribus.model.model import Model
+from pluribus.predict.calibrate import interval
+from pluribus.predict.operators import operator_work
+from pluribus.predict.regular import Layout, Terms, regular_terms
+from pluribus.predict.regular_memory import regular_memory
+from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, MEGATRON_BRIDGE, Software
+from pluribus.spec.calibration import IDENTITY
+
+DENSE = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 8, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}  # fmt: skip
+MIXTRAL = {**DENSE, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+CHIP = find_chip("nvidia-h100-80g", where="test")
+POOL = Pool(address="here/pool", chip=CHIP, nodes=2, chips_per_node=8, nic_gbps=400)
+LAYOUT = Layout(tp=2, pp=1, dp=8, zero=1, micro_batch=1, global_batch=64)
+
+
+def terms(
+    layout: Layout = LAYOUT, software: Software = MEGATRON, config: dict[str, object] = DENSE
+) -> Terms:
+    return regular_terms(Model.from_config(dict(config)), POOL, layout, 4096, "bf16", software)
+
+
+def test_adapters_cost_no_weight_gradients_no_sums_and_no_update() -> None:
+    whole, adapters = terms(), terms(software=replace(MEGATRON, frozen=True))
+    (stage,) = adapters.stages
+    assert stage.sync.seconds(IDENTITY) == stage.update.seconds(IDENTITY) == 0
+    # A third of the products makes weight gradients.
+    assert 0.5 < adapters.seconds() / whole.seconds() < 0.8
+
+
+def test_experts_are_updated_by_the_replicas_that_hold_them() -> None:
+    """With as many expert ranks as replicas nobody shares an expert's update."""
+    one = Layout(dp=8, zero=1, global_batch=64)
+    shared, owned = (terms(replace(one, ep=ep), config=MIXTRAL).stages[0].update for ep in (1, 8))
+    assert owned.memory == pytest.approx(shared.memory, rel=1e-6)
+    plain, every = (
+        terms(replace(one, ep=ep, zero=0), config=MIXTRAL).stages[0].sync.seconds(IDENTITY)
+        for ep in (1, 8)
+    )
+    assert every < 0.35 * plain
+
+
+def test_what_runs_under_products_is_not_waited_for() -> None:
+    assert terms(software=MEGATRON_BRIDGE).seconds() < terms(software=MEGATRON).seconds()
+
+
+def test_a_host_slower_than_the_chip_sets_the_pace() -> None:
+    slow = replace(MEGATRON_2021, host_s=1.0, host_backward=1.0)
+    # Eight micro-batches, eight blocks and two ends, forward and backward.
+    assert terms(software=slow).seconds() == pytest.approx(8 * 10 * 2 * 1.0, rel=0.05)
+
+
+def test_eager_kernels_move_more_and_ring_attention_takes_longer() -> None:
+    eager, compiled = FSDP, replace(FSDP, eager_passes=1.0)
+    assert terms(software=eager).seconds() > 1.03 * terms(software=compiled).seconds()
+    ring = replace(LAYOUT, cp=4, dp=2)
+    plain = replace(FSDP, ring_attention=1.0)
+    assert terms(ring, FSDP).seconds() > terms(ring, plain).seconds()
+
+
+def test_heads_of_64_reach_less_than_heads_of_128() -> None:
+    model = Model.from_config(dict(DENSE))
+    attention = next(o for o in model.layers[1].operators(1, 4096) if o.kind == "attention")
+    narrow = replace(attention, k=attention.k // 2)
+    seconds = [operator_work(o, CHIP, "bf16", MEGATRON)[0].attention for o in (attention, narrow)]
+    assert seconds[1] > 1.1 * seconds[0]
+
+
+def test_experts_products_follow_one_another() -> None:
+    """Each expert's product ends with a last wave of its own."""
+    block = Model.from_config(dict(MIXTRAL)).layers[1]
+    grouped = next(o for o in block.operators(1, 4096) if o.kind == "grouped_gemm")
+    batch = replace(grouped, kind="gemm")
+    apart = operator_work(grouped, CHIP, "bf16", MEGATRON)[0]
+    assert apart.experts > operator_work(batch, CHIP, "bf16", MEGATRON)[0].matmul
+    assert apart.matmul == 0
+
+
+def test_an_uncalibrated_interval_comes_from_the_priors() -> None:
+    found = interval(terms().seconds, IDENTITY)
+    assert found.mid == terms().seconds()
+    assert 1.1 < found.high / found.mid < 1.6
+
+
+def test_a_fully_sharded_pipeline_keeps_its_stage_whole() -> None:
+    model = Model.from_config(dict(DENSE))
+
+    def memory(pp: int):
+        layout = Layout(tp=1, pp=pp, dp=16 // pp, zero=3, micro_batch=1, global_batch=64)
+        return regular_memory(model, POOL, layout, 4096, "bf16", FSDP)
+
+    assert memory(1).gradients == pytest.approx(memory(1).weights)
+    assert memory(2).gradients == pytest.approx(8 * memory(2).weights)
+
+
+def test_logits_are_kept_in_as_many_bytes_as_the_program_says() -> None:
+    model = Model.from_config(dict(DENSE))
+    less, more = (
+        regular_memory(model, POOL, LAYOUT, 4096, "bf16", replace(MEGATRON, logit_bytes=b)).total
+        for b in (8, 14)
+    )
+    assert more - less == pytest.approx(4096 * 32000 / 2 * 6)
