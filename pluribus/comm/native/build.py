@@ -31,6 +31,11 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pluribus_int4_encode": (None, (POINTER, POINTER, POINTER, POINTER, SIZE, U64)),
     "pluribus_int4_decode": (None, (POINTER, POINTER, POINTER, SIZE, U64, ctypes.c_int)),
     "pluribus_crc32c": (U32, (U32, POINTER, SIZE)),
+    "pluribus_datagrams": (SIZE, (POINTER, POINTER, POINTER, SIZE, U64, SIZE, SIZE)),
+    "pluribus_take": (
+        SIZE,
+        (POINTER, SIZE, SIZE, POINTER, ctypes.c_uint8, POINTER, SIZE, U64, U64, POINTER),
+    ),
 }
 
 

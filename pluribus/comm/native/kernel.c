@@ -8,6 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "scales and headers travel little-endian"
+#endif
+
 #define BLOCK 256
 #define MAGIC 12582912.0f /* 1.5 * 2^23: adding it leaves the rounded integer in the low bits */
 #define TINY 0x0d800000u  /* bits of 2^-100: below it a block's scale would be denormal */
@@ -201,4 +205,74 @@ uint32_t pluribus_crc32c(uint32_t crc, const uint8_t *p, size_t n) {
     for (; n >= 8; n -= 8, p += 8) c = crc64(c, p);
     for (; n; n--, p++) c = CRC8(c, p);
     return ~c;
+}
+
+/* Datagrams of the UDP transport; the layout is in transports/datagram.py. */
+#define HEAD 32
+#define CRC_AT 28
+
+INLINE void ring_read(uint8_t *to, const uint8_t *ring, size_t size, uint64_t at, size_t n) {
+    size_t start = (size_t)(at % size), first = size - start < n ? size - start : n;
+    memcpy(to, ring + start, first);
+    memcpy(to + first, ring, n - first);
+}
+
+INLINE void ring_write(uint8_t *ring, size_t size, uint64_t at, const uint8_t *from, size_t n) {
+    size_t start = (size_t)(at % size), first = size - start < n ? size - start : n;
+    memcpy(ring + start, from, first);
+    memcpy(ring, from + first, n - first);
+}
+
+/* Cuts ring[at, at + n) into datagrams of at most `piece` payload bytes, one behind the other. */
+size_t pluribus_datagrams(
+    uint8_t *out, const uint8_t *head, const uint8_t *ring, size_t size, uint64_t at, size_t n,
+    size_t piece
+) {
+    uint8_t *p = out;
+    while (n) {
+        uint16_t m = (uint16_t)(n < piece ? n : piece);
+        memcpy(p, head, HEAD);
+        memcpy(p + 10, &m, 2);
+        memcpy(p + 16, &at, 8);
+        ring_read(p + HEAD, ring, size, at, m);
+        uint32_t crc = pluribus_crc32c(pluribus_crc32c(0, p, CRC_AT), p + HEAD, m);
+        memcpy(p + CRC_AT, &crc, 4);
+        p += HEAD + m;
+        at += m;
+        n -= m;
+    }
+    return (size_t)(p - out);
+}
+
+/* Reads datagrams that lie `stride` apart (the last may be shorter). Payloads of kind `data` within
+ * [low, high) go into the ring. found: per datagram (status or kind, position, size); the status
+ * is 0 for damaged, 255 for another connection's or epoch's. Returns how many there were. */
+size_t pluribus_take(
+    const uint8_t *batch, size_t n, size_t stride, const uint8_t *head, uint8_t data,
+    uint8_t *ring, size_t size, uint64_t low, uint64_t high, uint64_t *found
+) {
+    size_t count = 0;
+    for (size_t start = 0; start < n; start += stride, count++, found += 3) {
+        const uint8_t *p = batch + start;
+        size_t have = n - start < stride ? n - start : stride;
+        uint16_t m = 0;
+        uint32_t crc = 0;
+        found[0] = found[1] = found[2] = 0;
+        if (have < HEAD) continue;
+        memcpy(&m, p + 10, 2);
+        memcpy(&crc, p + CRC_AT, 4);
+        if (have != (size_t)HEAD + m) continue;
+        if (crc != pluribus_crc32c(pluribus_crc32c(0, p, CRC_AT), p + HEAD, m)) continue;
+        if (memcmp(p, head, 8) || memcmp(p + 12, head + 12, 4)) {
+            found[0] = 255;
+            continue;
+        }
+        found[0] = p[8];
+        memcpy(found + 1, p + 16, 8);
+        found[2] = m;
+        if (p[8] != data) continue;
+        if (found[1] < low || found[1] + m > high || found[1] + m < found[1]) continue;
+        ring_write(ring, size, found[1], p + HEAD, m);
+    }
+    return count;
 }
