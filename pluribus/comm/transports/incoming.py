@@ -60,6 +60,11 @@ class Incoming:
         """End of what there is room for."""
         return self.consumed + len(self.ring) - self._guard
 
+    @property
+    def told_limit(self) -> int:
+        """The limit the sender was told last."""
+        return self._told[1]
+
     def took(self, pieces: Sequence[tuple[int, int]], now: float) -> None:
         """Data [start, end), all between mark and limit, were written into the ring.
 
