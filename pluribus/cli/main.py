@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "say what a plan will take",
     "train": "run a plan",
     "report": "draw a run as one HTML page",
+    "aggregator": "sum chunks of several ranks in the middle of the network",
 }
 
 _TRAIN_PACKAGES = ("torch", "tokenizers", "safetensors")  # the extra `train`

@@ -92,6 +92,9 @@ class UdpPath(Path):
 
     def flush(self) -> None:
         self._check()
+        _drain(self._news)
+        if self._flow.incoming.mark > self._flow.incoming.consumed:
+            self._signal(self._news)  # it stood for that too
         wrote = False
         while self._queue:
             data, done = self._queue[0]
@@ -194,9 +197,9 @@ class UdpPath(Path):
         flow, start = self._flow, time.monotonic()
         while not self._closing:
             now = time.monotonic()
-            wait = 0.0 if self._send(now) else flow.wait(now)
+            sent = self._send(now)
             # Waiting in milliseconds: less than one is rounded up, and the pacing catches up.
-            for descriptor, _ in poll.poll(wait and max(1, round(wait * 1e3))):
+            for descriptor, _ in poll.poll(0 if sent else max(1, round(flow.wait(now) * 1e3))):
                 if descriptor == self._wake:
                     _drain(self._wake)
             before = flow.incoming.mark, flow.outgoing.acknowledged
