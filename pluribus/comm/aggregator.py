@@ -162,6 +162,8 @@ class Aggregator:
     def _add(self, note: Note, where: tuple) -> None:
         generations = self._slots[note.chunk % SLOTS]
         name = note.operation, note.chunk
+        if generations and name < min(generations):
+            return  # a late copy of what every rank has had
         if name not in generations:
             # A rank is at most one generation ahead of another, so the last sum is all that
             # anybody can still ask for (SwitchML's two pools).
