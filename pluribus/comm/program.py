@@ -142,7 +142,7 @@ class Builder:
     def transfer(
         self, source: int, target: int, read: Span, write: Span, reduce: bool = False
     ) -> None:
-        """Rank ``source`` sends ``read``; rank ``target`` puts it to, or reduces it into, ``write``.
+        """``source`` sends ``read``; ``target`` puts it to ``write`` or reduces it into it.
 
         Empty spans and a rank's transfers to itself move nothing over a path.
         """

@@ -1,4 +1,4 @@
-"""Every algorithm gives the right numbers, whatever moves first, and crosses as seldom as it says."""
+"""Every algorithm ends with the right numbers whatever moves first, and crosses seldom."""
 
 from __future__ import annotations
 
