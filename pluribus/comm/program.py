@@ -32,6 +32,8 @@ class Kind(IntEnum):
     ENCODE = 6  # coded target = source, and what was lost stays in the residual
     DECODE = 7  # target = coded source
     DECODE_ADD = 8  # target += coded source
+    DIGEST = 9  # target = checksum of the whole OUTPUT
+    COMPARE = 10  # the checksums in source must be equal
 
 
 class Span(NamedTuple):
@@ -48,6 +50,7 @@ class Span(NamedTuple):
 
 INPUT, OUTPUT = 0, 1  # one and the same for a collective in place
 FIRST_SCRATCH = 2
+DIGEST_BYTES = 8
 
 
 class Step(NamedTuple):
@@ -174,6 +177,16 @@ class Builder:
     def finish(self, rank: int, target: Span) -> None:
         """Ends the reduction of ``target`` on one rank."""
         self.local(rank, Kind.FINISH, target)
+
+    def digest(self, target: Span) -> None:
+        """This rank's checksum of OUTPUT as it is after all steps so far."""
+        reads = [span for span in self._writer if span.buffer == OUTPUT]
+        self._add(Step(Kind.DIGEST, -1, 0, target, _NOTHING), reads, (target,))
+
+    def compare(self, digests: Sequence[Span]) -> None:
+        """Fails on this rank unless all ranks' checksums are equal; they lie side by side."""
+        whole = Span(digests[0].buffer, digests[0].start, digests[-1].stop)
+        self._add(Step(Kind.COMPARE, -1, 0, _NOTHING, whole), digests, ())
 
     def build(self) -> Program:
         return Program(

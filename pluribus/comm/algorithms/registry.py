@@ -9,7 +9,7 @@ from functools import partial
 from pluribus.comm.algorithms import flat, islands
 from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
-from pluribus.comm.program import Builder, Program
+from pluribus.comm.program import DIGEST_BYTES, Builder, Program, Span, cut
 
 Write = Callable[[Builder, Layout, int, int, int, Coding | None], None]
 
@@ -105,6 +105,7 @@ def program(
     root: int = 0,
     coding: Coding | None = None,
     lanes: int = 1,
+    verify: bool = False,
 ) -> Program:
     """The steps of one rank.
 
@@ -113,7 +114,21 @@ def program(
             reduce_scatter, all_to_all, gather, scatter).
         chunk: elements of one frame, about.
         lanes: paths to each peer.
+        verify: compare a checksum of the output across ranks at the end.
     """
     builder = Builder(rank, lanes)
     ALGORITHMS[operation][name].write(builder, layout, elements, chunk, root, coding)
+    if verify:
+        _compare_digests(builder, layout.size)
     return builder.build()
+
+
+def _compare_digests(b: Builder, size: int) -> None:
+    """Every rank learns every rank's checksum of a result that must be equal on all."""
+    digests = b.scratch(DIGEST_BYTES * size, coded=True)
+    slots = cut(Span(digests, 0, DIGEST_BYTES * size), size)
+    b.digest(slots[b.rank])
+    for distance in range(1, size):
+        for rank in range(size):
+            b.transfer(rank, (rank + distance) % size, slots[rank], slots[rank])
+    b.compare(slots)
