@@ -183,5 +183,5 @@ class Collectives:
                 residual,
                 self.timeout,
                 end,
-            )  # fmt: skip
+            )
         )

@@ -6,6 +6,7 @@ import multiprocessing as mp
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def _main(
 ) -> None:  # fmt: skip
     os.environ.update(environment)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of torch's own, whose names change between versions
     import pluribus.comm.backend  # noqa: F401
 
     try:
