@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-LIMIT = 60.0
+LIMIT = 25.0
 
 
 def _main(
