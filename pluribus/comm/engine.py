@@ -135,7 +135,7 @@ class Engine:
     def call(self, function: Callable[[], None]) -> None:
         """Runs a function in the engine's thread."""
         self._calls.append(function)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # it is awake, or has ended
             os.write(self._wake_write, b"w")
 
     def send(self, peer: int, tag: int, data: memoryview, done: Done) -> None:
@@ -206,6 +206,9 @@ class Engine:
         self.call(act)
         if threading.current_thread() is not self._thread:
             self._thread.join(5.0)
+        if not self._thread.is_alive():
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _drain(self) -> None:
         """Queued frames of finished operations leave before the paths close."""
@@ -231,8 +234,6 @@ class Engine:
                 self._fail(error)
             except Exception as error:
                 self._fail(CollectiveError(f"{type(error).__name__}: {error}"))
-        os.close(self._wake_read)
-        os.close(self._wake_write)
 
     def _turn(self) -> None:
         self._update_interest()
@@ -468,6 +469,9 @@ class Engine:
                 path.flush()
             elif header.kind == GOODBYE:
                 self._left.add(path.peer)
+                if self._dead is not None and self._dead[1].peer == path.peer:
+                    self._dead = None  # its data paths' ends were seen first
+                    self._departed.add(path.peer)
                 self._forget(path)
                 return
             elif header.kind == ABORT:
@@ -476,6 +480,8 @@ class Engine:
 
     def _forget(self, path: Path) -> None:
         descriptor = path.fileno()
+        if descriptor < 0:  # closed before
+            return
         with contextlib.suppress(KeyError):
             self._poll.unregister(descriptor)
         self._paths.pop(descriptor, None)
@@ -550,8 +556,6 @@ class Engine:
             said = json.dumps({"kind": type(error).__name__, "what": str(error), "ranks": ranks})
             payload = memoryview(said.encode())
             for peer, path in self._mesh.control.items():
-                if peer in ranks and not isinstance(error, errors.Aborted):
-                    continue
                 with contextlib.suppress(TransportError, OSError):
                     path.queue(Header(ABORT, self._mesh.epoch, 0, 0, len(payload)), payload)
                     path.flush()
