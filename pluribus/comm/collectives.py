@@ -17,11 +17,12 @@ from pluribus.comm.job import Task
 from pluribus.comm.options import Options
 from pluribus.comm.program import Builder, Program
 from pluribus.comm.reduce import Op, reduction
+from pluribus.comm.tuner import Tuner
 from pluribus.core.units import KIB, MIB, format_bytes
 
 _PARTED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
 _LINEAR = (Op.SUM, Op.AVG, Op.PREMUL_SUM)
-_SMALL_BYTES = 16 * KIB
+CHUNK_BYTES = MIB
 _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
 _KEPT_PROGRAMS = 256
 
@@ -34,12 +35,20 @@ class Collectives:
     Attributes:
         timeout: seconds for one operation.
         residuals: of the codec.
+        tuner: chooses algorithms.
     """
 
     def __init__(
-        self, engine: Engine, layout: Layout, rank: int, timeout: float, options: Options
+        self,
+        engine: Engine,
+        tuner: Tuner,
+        layout: Layout,
+        rank: int,
+        timeout: float,
+        options: Options,
     ) -> None:
         self.timeout = timeout
+        self.tuner = tuner
         self.residuals = Residuals()
         self._engine = engine
         self._layout = layout
@@ -77,7 +86,7 @@ class Collectives:
         num_bytes = whole * output.element_size()
         name = self._choose(operation, num_bytes)
         codec = self._codec if self._may_encode(name, output, op, num_bytes, key) else None
-        chunk = max(1, (self._options.chunk_bytes or MIB) // output.element_size())
+        chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
         known = (operation, name, elements, chunk, root, codec is not None)
         if known not in self._programs:
             if len(self._programs) >= _KEPT_PROGRAMS:
@@ -108,7 +117,7 @@ class Collectives:
             return
         if sum(sent) > given.numel() or sum(received) > output.numel():
             raise Mismatch("all_to_all: the parts do not fit the tensors")
-        chunk = (self._options.chunk_bytes or MIB) // output.element_size()
+        chunk = (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size()
         builder = Builder(self._rank, self._options.streams)
         flat.direct_all_to_all(builder, sent, received, chunk)
         self._submit("all_to_all", builder.build(), given, output, None, None, None, end)
@@ -137,13 +146,11 @@ class Collectives:
         wanted = self._options.algorithm
         if wanted in known and (not known[wanted].crosses or not self._layout.is_flat):
             return wanted
-        if operation == "all_reduce" and num_bytes <= _SMALL_BYTES:
-            return "one_shot"
-        if "islands" in known and not self._layout.is_flat:
-            return "islands"
-        if self._codec is not None and operation == "all_reduce" and len(self._layout.islands) > 1:
-            return "islands"  # one rank on each: the codec lives there
-        return "direct"
+        if self._codec is not None and operation == "all_reduce" and num_bytes >= _CODED_BYTES:
+            # Priced without codec, a flat algorithm may look cheaper; and among islands of one
+            # rank each, this is the one that encodes.
+            return "islands" if len(self._layout.islands) > 1 else "direct"
+        return self.tuner.choose(operation, num_bytes)
 
     def _may_encode(
         self, name: str, output: torch.Tensor, op: Op | None, num_bytes: int, key: int | None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from pluribus.comm import meeting
+from pluribus.comm import meeting, tuner
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.buffers import flatten, overlap
-from pluribus.comm.collectives import Collectives
+from pluribus.comm.collectives import CHUNK_BYTES, Collectives
+from pluribus.comm.costs import Links
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import CollectiveError, PeerDied
 from pluribus.comm.options import Options
 from pluribus.comm.reduce import Op
 from pluribus.comm.transports.base import TransportError
+from pluribus.comm.tuner import Tuner
 from pluribus.comm.work import Work
 
 _CALLBACK_THREADS = 16  # callbacks may wait for collectives whose callbacks wait in turn
@@ -69,7 +73,27 @@ class Group(dist.ProcessGroup):
             raise PeerDied(f"{self._name(error.peer)}: {error}", [error.peer]) from error
         self._engine.connect(mesh)
         self.layout = Layout.of([place.island for place in places])
-        return Collectives(self._engine, self.layout, self._rank, self._timeout, self.options)
+        self._topology = tuner.digest(self.layout, [place.host for place in places])
+        if self._rank == 0:  # all must choose alike, so one rank's links are everybody's
+            known = tuner.load(tuner.cache_folder(), self._topology) or tuner.TYPICAL
+            store.set("links", json.dumps(asdict(known)))
+        links = Links.from_json(json.loads(store.get("links")))
+        chooser = Tuner(self.layout, links, self.options.chunk_bytes or CHUNK_BYTES)
+        return Collectives(self._engine, chooser, self.layout, self._rank, self._timeout,
+                           self.options)  # fmt: skip
+
+    def probe(self) -> Links:
+        """Measures the links and chooses algorithms by them from now on; all members call it.
+
+        Rank 0 keeps the figures for later groups on the same hosts.
+        """
+        links = tuner.probe(self, self.layout)
+        if self._rank == 0:
+            tuner.save(links, tuner.cache_folder(), self._topology)
+        self._collectives.tuner = Tuner(
+            self.layout, links, self.options.chunk_bytes or CHUNK_BYTES
+        )
+        return links
 
     # Who we are.
 
