@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from pluribus.comm.errors import CollectiveError
+
 
 class Flat(NamedTuple):
     """Flat host memory of some tensors.
@@ -51,3 +53,18 @@ def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     first, second = one.data_ptr(), other.data_ptr()
     size_one, size_other = one.numel() * one.element_size(), other.numel() * other.element_size()
     return first < second + size_other and second < first + size_one
+
+
+def as_bytes(data: torch.Tensor) -> memoryview:
+    """The memory of a flat tensor."""
+    return memoryview(data.view(torch.uint8).numpy())
+
+
+def elements(numel: int, tensor: torch.Tensor, rows: Sequence[int], size: int) -> list[int]:
+    """Elements for or from each rank; rows are counted along the first dimension."""
+    if not rows:
+        if numel % size:
+            raise CollectiveError(f"{numel} elements cannot be split over {size} ranks")
+        return [numel // size] * size
+    width = numel // tensor.shape[0] if tensor.shape[0] else 0
+    return [count * width for count in rows]

@@ -153,9 +153,7 @@ def priced(name: str, what: Shape, links: Links, chunk_bytes: int) -> Algorithm:
     return Algorithm(name, (main,))
 
 
-def candidates(
-    operation: str, layout: Layout, links: Links, chunk_bytes: int
-) -> list[Algorithm]:
+def candidates(operation: str, layout: Layout, links: Links, chunk_bytes: int) -> list[Algorithm]:
     """Every algorithm that makes sense on the layout, priced."""
     return [
         priced(name, shape(operation, name, layout), links, chunk_bytes)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pluribus.comm import meeting, tuner
 from pluribus.comm.algorithms.layout import Layout
-from pluribus.comm.buffers import flatten, overlap
+from pluribus.comm.buffers import as_bytes, elements, flatten, overlap
 from pluribus.comm.collectives import CHUNK_BYTES, Collectives
 from pluribus.comm.costs import Links
 from pluribus.comm.engine import Engine
@@ -90,9 +90,7 @@ class Group(dist.ProcessGroup):
         links = tuner.probe(self, self.layout)
         if self._rank == 0:
             tuner.save(links, tuner.cache_folder(), self._topology)
-        self._collectives.tuner = Tuner(
-            self.layout, links, self.options.chunk_bytes or CHUNK_BYTES
-        )
+        self._collectives.tuner = Tuner(self.layout, links, self.options.chunk_bytes or CHUNK_BYTES)
         return links
 
     # Who we are.
@@ -237,8 +235,8 @@ class Group(dist.ProcessGroup):
         self._collectives.all_to_all(
             given,
             flat.data,
-            _elements(given.numel(), input, input_split_sizes, self._size),
-            _elements(flat.data.numel(), output, output_split_sizes, self._size),
+            elements(given.numel(), input, input_split_sizes, self._size),
+            elements(flat.data.numel(), output, output_split_sizes, self._size),
             not (output_split_sizes or input_split_sizes),
             work.end,
         )
@@ -347,7 +345,7 @@ class Group(dist.ProcessGroup):
         flat = flatten(tensors, read=True)
         work = self._work([])
         work.keep = flat.data
-        self._engine.send(dst, tag, _bytes(flat.data), work.end)
+        self._engine.send(dst, tag, as_bytes(flat.data), work.end)
         return work
 
     def recv(self, tensors: Tensors, src: int, tag: int = 0) -> Work:
@@ -360,7 +358,7 @@ class Group(dist.ProcessGroup):
         flat = flatten(tensors, read=False)
         work = self._work(list(tensors), flat.back)
         work.keep = flat.data
-        self._engine.receive(src, tag, _bytes(flat.data), self._timeout, work.end)
+        self._engine.receive(src, tag, as_bytes(flat.data), self._timeout, work.end)
         return work
 
     def _work(self, result: list[torch.Tensor], after: Any = None) -> Work:
@@ -393,17 +391,3 @@ def _op(opts: Any) -> dist.ReduceOp:
 def _premultiply(data: torch.Tensor, op: dist.ReduceOp) -> None:
     if op.op == Op.PREMUL_SUM:
         data.mul_(op.factor)
-
-
-def _bytes(data: torch.Tensor) -> memoryview:
-    return memoryview(data.view(torch.uint8).numpy())
-
-
-def _elements(numel: int, tensor: torch.Tensor, rows: Sequence[int], size: int) -> list[int]:
-    """Elements for or from each rank; rows are counted along the first dimension."""
-    if not rows:
-        if numel % size:
-            raise CollectiveError(f"{numel} elements cannot be split over {size} ranks")
-        return [numel // size] * size
-    width = numel // tensor.shape[0] if tensor.shape[0] else 0
-    return [count * width for count in rows]

@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 
 import torch.distributed as dist
 
-from pluribus.comm.engine import Mesh
+from pluribus.comm.mesh import Mesh
 from pluribus.comm.options import Options
 from pluribus.comm.transports import shared
 from pluribus.comm.transports.base import Meeting, Path, Store

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pluribus.comm.errors import CollectiveError, Mismatch
+from pluribus.comm.errors import CollectiveError, CollectiveTimeout, Mismatch
 from pluribus.comm.transports.base import MESSAGE, Header, Path
 from pluribus.core.units import GIB, MIB
 
@@ -141,12 +141,13 @@ class Messages:
                 message.whole = True
         return True
 
-    def late(self, now: float) -> str | None:
-        """What has waited too long, in words."""
+    def late(self, now: float) -> CollectiveTimeout | None:
+        """The error of a receive that has waited too long."""
         for wanted in self._wanted:
             if now > wanted.until:
                 whom = "anybody" if wanted.peer is None else f"rank {wanted.peer}"
-                return f"no message with tag {wanted.tag} from {whom} came in time"
+                what = f"no message with tag {wanted.tag} from {whom} came in time"
+                return CollectiveTimeout(what, () if wanted.peer is None else [wanted.peer])
         return None
 
     def needs(self, peers: set[int]) -> int | None:

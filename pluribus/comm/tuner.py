@@ -48,9 +48,7 @@ class Tuner:
         if len(ALGORITHMS[operation]) == 1:
             return next(iter(ALGORITHMS[operation]))
         if operation not in self._known:
-            self._known[operation] = candidates(
-                operation, self._layout, self.links, self._chunk
-            )
+            self._known[operation] = candidates(operation, self._layout, self.links, self._chunk)
         allowed = [
             algorithm
             for algorithm in self._known[operation]
@@ -139,5 +137,3 @@ def load(folder: Path, name: str) -> Links | None:
 def cache_folder() -> Path:
     """Where measured links are kept."""
     return Path.home() / ".cache" / "pluribus" / "comm"
-
-
