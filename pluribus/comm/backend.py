@@ -1,6 +1,7 @@
 """Makes ``"pluribus"`` a backend that `torch.distributed.init_process_group` knows.
 
-Import this module, or install the package: PyTorch then finds `register` by itself.
+Where the package is installed, PyTorch finds `register` by itself (entry point
+``torch.backends``); in a bare source tree import this module first.
 """
 
 from __future__ import annotations
