@@ -300,5 +300,6 @@ class Engine:
         for path in self._mesh.paths():
             self._forget(path)
             path.close()
+        self._mesh = Mesh(self._mesh.epoch)  # descriptors of closed paths soon mean other files
         self._lanes.fail(error)
         self._messages.fail(error)

@@ -209,7 +209,9 @@ def meet(
     """
     until = time.monotonic() + meeting.timeout
     found: dict[int, dict[int, socket.socket]] = {peer: {} for peer in meeting.peers}
-    with _listen(meeting, local) as listener:
+    with contextlib.ExitStack() as opened, _listen(meeting, local) as listener:
+        for lanes_of_peer in found.values():
+            opened.callback(_close_all, lanes_of_peer)
         for peer in meeting.peers:
             if peer > meeting.rank:
                 continue
@@ -231,7 +233,13 @@ def meet(
                 continue
             prepare(connection)
             found[caller[0]][caller[1]] = connection
+        opened.pop_all()
     return {peer: [known[lane] for lane in range(lanes)] for peer, known in found.items()}
+
+
+def _close_all(connections: dict[int, socket.socket]) -> None:
+    for connection in connections.values():
+        connection.close()
 
 
 def _listen(meeting: Meeting, local: bool) -> socket.socket:
