@@ -26,6 +26,7 @@ DATA = 1  # a chunk of a collective: operation = its number in the group, part =
 MESSAGE = 2  # a piece of a point-to-point message: operation = tag, part = number of the piece
 PING, PONG = 3, 4
 ABORT = 5  # the sender gives the group up; the payload says why, in UTF-8
+GOODBYE = 6  # the sender leaves and needs nothing any more
 PRIVATE = 200
 
 
@@ -120,10 +121,14 @@ class Path(ABC):
     Attributes:
         peer: rank at the other end, within the group.
         traffic: what it has carried.
+        drains: whether `peek` empties the descriptor even while a frame waits at the head. If so
+            it is always polled (acknowledgements must get through); else only while the engine
+            can use what comes.
     """
 
     peer: int
     traffic: Traffic
+    drains: ClassVar[bool] = False
 
     @abstractmethod
     def fileno(self) -> int:
