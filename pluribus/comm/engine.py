@@ -19,11 +19,13 @@ from pluribus.comm import errors
 from pluribus.comm.errors import CollectiveError
 from pluribus.comm.health import Health, reason
 from pluribus.comm.job import Task
-from pluribus.comm.lanes import Lane, Lanes
+from pluribus.comm.lanes import Lanes
 from pluribus.comm.mesh import Mesh, drop_stale
 from pluribus.comm.messages import Done, Messages
-from pluribus.comm.transports.base import ABORT, GOODBYE, Path, TransportError
+from pluribus.comm.transports.base import ABORT, GOODBYE, Path, PeerGone, TransportError
 
+_HANGUP = getattr(select, "POLLRDHUP", 0)
+_DOWN = _HANGUP | select.POLLHUP | select.POLLERR
 _CLOSING_SECONDS = 2.0  # for frames of finished operations to leave
 _JOIN_SECONDS = 5.0
 
@@ -185,6 +187,11 @@ class Engine:
             path = self._paths.get(descriptor)
             if path is None:
                 continue
+            if events & _DOWN and self._held_up(path):
+                # Its end lies behind a frame that waits, and would never be read.
+                self._forget(path)
+                self._lost(PeerGone(path.peer, "the connection was closed"))
+                continue
             self._health.heard[path.peer] = time.monotonic()
             try:
                 if events & select.POLLOUT or path.drains:
@@ -216,15 +223,24 @@ class Engine:
 
     def _update_interest(self) -> None:
         for descriptor, path in self._paths.items():
+            held_up = self._held_up(path)
             wants = select.POLLOUT if path.wants_write else 0
-            if path.drains or not self._held_up(path, self._lane_of.get(descriptor)):
+            if path.drains or not held_up:
                 wants |= select.POLLIN
-            if self._interest.get(descriptor) != wants:
-                self._interest[descriptor] = wants
+            if held_up and self._health.has_left(path.peer):
+                wants = 0  # all it had to say is here
+            elif held_up:
+                wants |= _HANGUP
+            known = self._interest.get(descriptor, 0)
+            self._interest[descriptor] = wants
+            if wants != known and (wants or not self._health.has_left(path.peer)):
                 self._poll.register(descriptor, wants)
+            elif wants != known:
+                self._poll.unregister(descriptor)
 
-    def _held_up(self, path: Path, lane: Lane | None) -> bool:
+    def _held_up(self, path: Path) -> bool:
         """Whether what comes has no place yet."""
+        lane = self._lane_of.get(path.fileno())
         if lane is not None:
             return lane.waiting
         held_back = path.peer in self._messages.held_back

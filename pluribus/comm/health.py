@@ -55,6 +55,10 @@ class Health:
         """Silence counts from now: while nothing was pending nobody was asked."""
         self.heard = dict.fromkeys(self.heard, time.monotonic())
 
+    def has_left(self, peer: int) -> bool:
+        """Whether a peer has said goodbye."""
+        return peer in self._left
+
     def read(self, path: Path) -> bool:
         """Takes what a control path brings.
 
