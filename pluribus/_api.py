@@ -72,12 +72,17 @@ def predict(
     Args:
         profile, calibration: used instead of those it was planned with; what each pool delivers
             alone is then planned anew.
+
+    Raises:
+        PlanError: the plan breaks a law other than that of memory; see `plan.validate`.
     """
     from pluribus.plan.alone import known_or_searched
+    from pluribus.plan.validate import require_valid
     from pluribus.predict.predict import forecast
     from pluribus.predict.setting import Setting
 
     setting = Setting.of_plan(plan, profile, calibration)
+    require_valid(plan, setting, memory=False)
     return forecast(plan, setting, known_or_searched(plan, setting)).prediction
 
 

@@ -181,6 +181,15 @@ COMMAND_LINE = {
     "predict": ["--calibration", "--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
     "profile": ["--cluster", "--from-aic", "--json", "--operators", "--out", "job"],
+    "replan": [
+        "--gained",
+        "--json",
+        "--lasting-steps",
+        "--lost",
+        "--out",
+        "--slower",
+        "plan",
+    ],
     "report": ["--json", "folder"],
     "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
 }

@@ -18,6 +18,7 @@ COMMANDS = {
     "profile": "measure layers and links, and write profile.json",
     "plan": "find the best plan for a job on a cluster, and write plan.json",
     "predict": "say what a plan will take",
+    "replan": "plan anew after chips were lost, gained or found slower",
     "calibrate": "fit the predictions to measured runs, and write calibration.json",
     "train": "run a plan",
     "report": "draw a run as one HTML page",
@@ -34,6 +35,7 @@ Out of many unlike chips, one machine that trains large language models.
   pluribus profile job.toml     how fast it is         -> profile.json
   pluribus plan job.toml        who does what          -> plan.json
   pluribus predict plan.json    what it will take
+  pluribus replan plan.json     after a loss           -> replan.json
   pluribus calibrate runs/…     learn from what it took -> calibration.json
   pluribus train plan.json      do it                  -> runs/…
   pluribus report runs/…        look at it             -> report.html

@@ -74,12 +74,22 @@ def print_plan(plan: Plan) -> None:
         total = prediction.money_per_step * setting.job.train.num_steps
         facts.append(f"money {total:,.0f} for {setting.job.train.num_steps:,} steps")
     console.print("predicted: " + ", ".join(facts))
+    if plan.gap is not None and plan.lower_bound_seconds is not None:
+        console.print(
+            f"proven: no plan takes less than {format_seconds(plan.lower_bound_seconds)}; this one "
+            f"is within {plan.gap:.1%} of that"
+        )
     alone = ", ".join(
         f"{pool} {rate:,.0f}" if rate else f"{pool} does not fit the model"
         for pool, rate in prediction.alone_tokens_per_s.items()
     )
     if alone:
         console.print(f"alone, in tokens/s: {alone}")
+    if plan.node_values and prediction is not None:
+        values = ", ".join(
+            f"{pool} −{seconds / step.mid:.1%}" for pool, seconds in plan.node_values.items()
+        )
+        console.print(f"one more node would change the step by about: {values}")
     _print_breakdown(plan)
     _print_alternatives(plan)
     for line in plan.explanation:

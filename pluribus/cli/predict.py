@@ -12,6 +12,7 @@ from pluribus.cli.output import console, print_details, print_json, print_plan
 from pluribus.core.io import write_text
 from pluribus.core.schema import to_table
 from pluribus.plan.alone import known_or_searched
+from pluribus.plan.validate import check, require_valid
 from pluribus.predict.predict import forecast
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
@@ -32,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     profile = Profile.load(arguments.profile) if arguments.profile else None
     calibration = load_calibration(arguments.calibration)
     setting = Setting.of_plan(plan, profile, calibration)
+    # A plan that does not fit can be looked at; one that makes no sense cannot.
+    require_valid(plan, setting, memory=False)
     alone = known_or_searched(plan, setting)
     plan = replace(plan, prediction=forecast(plan, setting, alone).prediction)
     if arguments.html or arguments.trace:
@@ -41,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print_plan(plan)
     print_details(plan)
+    for violation in check(plan, setting):
+        console.print(f"does not fit: {violation}")
     for file in (arguments.html, arguments.trace):
         if file:
             console.print(f"wrote {file}")

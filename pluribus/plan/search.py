@@ -1,68 +1,73 @@
-"""Weighs teams of pools against each other and scores the best by `predict`.
+"""The search: columns, mixes of them, whole teams, exact scores, and a proof of how good it is.
 
-A plan is a partition of (some of) the pools into teams. Each team's chips form pipelines of
-their own; the teams share the global batch. Two unlike chips thus give both answers: one
-pipeline with unequal layers (one team), or two pipelines with unequal micro-batch counts.
+`Generator` finds the pipelines worth using and the least step in which a mix of fractions of them
+delivers the batch; `candidates` makes whole teams out of them; `score` forecasts the most promising
+exactly; `bound` proves a step that no plan can go below.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pluribus.core.errors import PlanError
+import numpy as np
+
+from pluribus.plan.bound import Bound
+from pluribus.plan.candidates import cheap_teams, column_of, estimate, teams
+from pluribus.plan.columns import PipelineClass, Team
 from pluribus.plan.describe import name_of, reason_against
+from pluribus.plan.generate import Generator
 from pluribus.plan.refusal import no_arithmetic, refusal
-from pluribus.plan.shapes import Candidate, ShapeFinder
-from pluribus.plan.share import deal_evenly, deal_micro_batches
-from pluribus.plan.teams import FULL_PARTITIONS, Team, largest, partitions
-from pluribus.predict.predict import Forecast, forecast
+from pluribus.plan.rounding import deal
+from pluribus.plan.score import (
+    Scored,
+    one_of_each_way,
+    ordered,
+    score,
+    score_all,
+    way,
+    with_alone,
+    with_even_layers,
+)  # fmt: skip
+from pluribus.plan.shapes import ShapeFinder
+from pluribus.plan.share import deal_evenly
 from pluribus.predict.setting import Setting
-from pluribus.spec.calibration import IDENTITY
 from pluribus.spec.job import Deadline
-from pluribus.spec.plan import Pipeline, Plan
+from pluribus.spec.plan import Plan
 from pluribus.spec.prediction import Alternative
 
-_KEEP_SHAPES = 2  # per team: the fastest, and one more in case gradient sums turn the order
-_SCORE = 8  # plans that go through the exact timeline
+_SCORE = 20  # teams that go through the exact timeline
+_SCORE_PASSES = 12_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
+_SCORE_LEAST = 3
+_EVEN = 6  # of the fastest plans that use every pool, cut evenly
 _SHOW = 8  # rows of the table of alternatives
-
-Draft = tuple[tuple[Candidate, tuple[int, ...]], ...]  # per team: shape, micro-batch counts
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A complete plan with its forecast."""
-
-    draft: Draft
-    plan: Plan
-    forecast: Forecast
-
-    @property
-    def seconds(self) -> float:
-        return self.forecast.prediction.step_seconds.mid
-
-    @property
-    def money(self) -> float:
-        return self.forecast.prediction.money_per_step
-
-    @property
-    def fits(self) -> bool:
-        return all(s.memory.fits for stages in self.forecast.prediction.stages for s in stages)
 
 
 @dataclass(frozen=True)
 class Search:
-    """One search in one setting."""
+    """One search in one setting.
+
+    Attributes:
+        robust: rank plans by the upper end of their predicted interval instead of its middle.
+    """
 
     setting: Setting
     progress: Callable[[str], None] = lambda _: None
+    robust: bool = False
 
     @cached_property
     def finder(self) -> ShapeFinder:
         return ShapeFinder(self.setting)
+
+    @cached_property
+    def generator(self) -> Generator:
+        return Generator.of(self.setting)
+
+    @cached_property
+    def pools(self) -> tuple[str, ...]:
+        """Addresses of the pools whose chips have the job's precision."""
+        return self.generator.pools
 
     def best(self) -> Plan:
         """The plan that serves the job's objective best, with its alternatives.
@@ -70,23 +75,25 @@ class Search:
         Raises:
             PlanError: nothing fits; says by how many GiB on which chip.
         """
-        pools = [pool.address for pool in self.finder.usable_pools]
-        if not pools:
+        if not self.pools:
             raise no_arithmetic(self.setting)
-        singles = {pool: self._single(pool) for pool in pools}
-        scored = self._weigh(pools, singles) or self._together(pools)
+        scored = self._scored
         if not scored:
-            raise refusal(self.finder, pools)
-        alone = {pool: _rate(items) for pool, items in singles.items()}
-        scored = [self._with_alone(item, alone) for item in scored]
-        even = self._even(scored, pools)
+            raise refusal(self.finder, self.pools)
+        alone = {pool: items[0].tokens_per_s if items else 0.0 for pool, items in
+                 self._singles.items()}  # fmt: skip
+        scored = [with_alone(item, alone) for item in scored]
+        even = self._even(scored)
         if even is not None:
-            even = self._with_alone(even, alone)
+            even = with_alone(even, alone)
             # Gradient sums can favour equal cuts: the even split runs in the race.
             scored.append(even)
-        order = self._order(scored)
+        order = ordered(scored, self.setting, robust=self.robust)
+        placed = score(order[0].team, self.setting, polish=True)
+        if placed is not None and placed.seconds < order[0].seconds:
+            order[0] = with_alone(placed, alone)
         chosen = order[0]
-        shown = _one_of_each_way([item for item in order if item is not even])[:_SHOW]
+        shown = one_of_each_way([item for item in order if item is not even])[:_SHOW]
         rows = [
             self._row(item, chosen, "even split: " if item is even else "")
             for item in order
@@ -96,152 +103,105 @@ class Search:
             chosen.plan,
             prediction=chosen.forecast.prediction,
             alternatives=tuple(rows),
-            explanation=tuple(self._explain(chosen, alone)),
+            explanation=tuple(self._explain(chosen)),
+            lower_bound_seconds=self._bound(chosen),
+            node_values=self._node_values(),
         )
+
+    def _node_values(self) -> dict[str, float]:
+        """Per pool, seconds of a step that one more node would save."""
+        generator, deadline = self.generator, self._deadline
+        if not np.isfinite(deadline):
+            return {}
+        mix = generator.mix(deadline)
+        rates = [column.micro_batch_size / generator.pace(column).each for column in
+                 generator.columns]  # fmt: skip
+        rate = float(mix.uses @ np.array(rates))  # sequences that one second more delivers
+        return {
+            pool: float(value) * self.setting.pool(pool).chips_per_node / rate
+            for pool, value in zip(self.pools, mix.chip_values, strict=True)
+        }
+
+    def _bound(self, chosen: Scored) -> float | None:
+        """A step no plan goes below, where time is the objective."""
+        if self.setting.job.plan.objective != "time" or not np.isfinite(self._deadline):
+            return None
+        self.progress("a bound on every plan")
+        return min(Bound(self.generator).seconds(self._deadline), chosen.seconds)
 
     def alone(self, pool: str) -> Plan | None:
         """The fastest plan on one pool by itself; None when the model does not fit there."""
-        return _fastest(self._single(pool))
+        return _fastest(self._singles.get(pool, []))
 
     def even(self) -> Plan | None:
         """The fastest plan that treats every chip alike: equal layers, equal micro-batches.
         None when no such plan fits."""
-        pools = [pool.address for pool in self.finder.usable_pools]
-        singles = {pool: self._single(pool) for pool in pools}
-        even = self._even(self._weigh(pools, singles), pools)
+        even = self._even(self._scored)
         return _fastest([even] if even else [])
 
+    @cached_property
+    def _singles(self) -> dict[str, list[Scored]]:
+        """Plans on each pool by itself, fastest first."""
+        return {pool: self._single(pool) for pool in self.pools}
+
     def _single(self, pool: str) -> list[Scored]:
-        """Plans on one pool by itself, fastest first."""
-        return self._score(self._drafts([((pool,),)]))
+        self.progress(pool)
+        generator = Generator.of(self.setting, (pool,))
+        found = []
+        for size in generator.pricers:
+            if generator.batch % size == 0:
+                for candidate in self.finder.best((pool,), size, generator.batch):
+                    team = deal(generator, {column_of(candidate): candidate.shape.pipelines})
+                    if team is not None:
+                        found.append(team)
+        found.sort(key=lambda team: estimate(generator, team))
+        return score_all(_most_promising(found, 1), self.setting)
 
-    def _weigh(self, pools: Sequence[str], singles: dict[str, list[Scored]]) -> list[Scored]:
-        """Plans of every way to team up the pools, those of single pools included."""
-        able = [pool for pool in pools if singles[pool]]
-        teams = self._score(self._drafts(partitions(pools, able)))
-        return sorted(itertools.chain(teams, *singles.values()), key=lambda item: item.seconds)
+    @cached_property
+    def _deadline(self) -> float:
+        """The step of the best mix of fractions of pipelines; infinite where nothing fits."""
+        return self.generator.generate()
 
-    def _even(self, scored: Sequence[Scored], pools: Sequence[str]) -> Scored | None:
-        """The fastest even split of the shapes that use every pool."""
-        drafts = []
-        for item in scored:
-            if {pool for candidate, _ in item.draft for pool in candidate.shape.pools} != set(
-                pools
-            ):
-                continue
-            total = sum(sum(counts) for _, counts in item.draft)
-            owners = [i for i, (c, _) in enumerate(item.draft) for _ in range(c.shape.pipelines)]
-            dealt = deal_evenly(len(owners), total)
-            cuts = []
-            for i, (candidate, _) in enumerate(item.draft):
-                counts = tuple(n for n, o in zip(dealt, owners, strict=True) if o == i)
-                sequences = sum(counts) * candidate.shape.micro_batch_size
-                cuts.append((self.finder.cut(candidate.shape, sequences, even=True), counts))
-            if all(cut for cut, _ in cuts):
-                drafts.append(tuple(cuts))
-        return min(self._score(drafts), key=lambda item: item.seconds, default=None)
-
-    def _together(self, pools: Sequence[str]) -> list[Scored]:
-        """Plans of the fewest pools that hold the model as one team, most memory first."""
-        for n in range(2, len(pools) + 1):
-            scored = self._score(self._drafts([(largest(self.setting.cluster, pools, n),)]))
-            if scored:
-                return scored
-        return []
-
-    def _score(self, drafts: Iterable[Draft]) -> list[Scored]:
-        """The most promising drafts, timed exactly, fastest first; only what fits."""
-        scored = []
-        for draft in _most_promising(drafts):
-            plan = self._plan(draft)
-            item = Scored(draft, plan, forecast(plan, self.setting, {}))
-            if item.fits:
-                scored.append(item)
-        return sorted(scored, key=lambda item: item.seconds)
-
-    def _drafts(self, partitions: Iterable[tuple[Team, ...]]) -> Iterator[Draft]:
-        """Complete deals of the global batch over the teams of each partition."""
-        global_batch = self.setting.job.train.global_batch
-        for partition in partitions:
-            self.progress(" | ".join("+".join(team) for team in partition))
-            for size in self.setting.job.plan.micro_batch_sizes:
-                if global_batch % size == 0:
-                    yield from self._deals(partition, size)
-
-    def _deals(self, partition: tuple[Team, ...], micro_batch_size: int) -> Iterator[Draft]:
-        global_batch = self.setting.job.train.global_batch
-        speeds = [sum(self._ideal_speed(pool, micro_batch_size) for pool in t) for t in partition]
-        keep = _KEEP_SHAPES if len(partition) <= FULL_PARTITIONS else 1
-        options = []
-        for team, speed in zip(partition, speeds, strict=True):
-            sequences = max(micro_batch_size, round(global_batch * speed / sum(speeds)))
-            options.append(self.finder.best(team, micro_batch_size, sequences, keep))
-        for choice in itertools.product(*options):
-            owners = [i for i, c in enumerate(choice) for _ in range(c.shape.pipelines)]
-            counts = deal_micro_batches(
-                [choice[i].first for i in owners],
-                [choice[i].each for i in owners],
-                global_batch // micro_batch_size,
-            )
-            if counts is not None:
-                yield tuple(
-                    (c, tuple(n for n, owner in zip(counts, owners, strict=True) if owner == i))
-                    for i, c in enumerate(choice)
-                )
-
-    def _ideal_speed(self, pool: str, micro_batch_size: int) -> float:
-        """Sequences/s of a pool if its layers and batches could be cut at will."""
-        chips = self.setting.pool(pool).num_chips
-        time = self.setting.layers_time(
-            pool, (0, len(self.setting.model.layers)), micro_batch_size, 1, "none"
-        )
-        return chips * micro_batch_size / time.total
-
-    def _plan(self, draft: Draft) -> Plan:
-        pipelines: tuple[Pipeline, ...] = ()
-        for candidate, counts in draft:
-            pipelines += self.finder.pipelines(candidate, counts)
-        setting = self.setting
-        return Plan(
-            pipelines=pipelines,
-            job=setting.job.to_table(),
-            job_digest=setting.job.digest,
-            cluster=setting.cluster.to_table(),
-            cluster_digest=setting.cluster.digest,
-            model_config=dict(setting.model.config),
-            directory=setting.job.directory,
-            profile=setting.profile,
-            calibration=None if setting.calibration == IDENTITY else setting.calibration,
-        )
-
-    def _with_alone(self, item: Scored, alone: dict[str, float]) -> Scored:
-        total = sum(alone.values())
-        prediction = replace(
-            item.forecast.prediction,
-            alone_tokens_per_s=alone,
-            aggregation=item.forecast.prediction.tokens_per_s / total if total else None,
-        )
-        return replace(item, forecast=replace(item.forecast, prediction=prediction))
-
-    def _order(self, scored: list[Scored]) -> list[Scored]:
-        """Best first, by the job's objective."""
+    @cached_property
+    def _scored(self) -> list[Scored]:
+        """Complete plans, those of single pools included, fastest first."""
+        singles = [item for items in self._singles.values() for item in items]
+        self.progress(" + ".join(self.pools))
+        deadline = self._deadline
+        if not np.isfinite(deadline):
+            return singles
+        able = [pool for pool, items in self._singles.items() if items]
+        found = teams(self.generator, self.finder, deadline, able)
+        found = _most_promising(found)
         objective = self.setting.job.plan.objective
-        if objective == "time":
-            return sorted(scored, key=lambda item: item.seconds)
-        if objective == "money":
-            return sorted(scored, key=lambda item: (item.money, item.seconds))
-        assert isinstance(objective, Deadline)
-        steps = self.setting.job.train.num_steps
-        in_time = [item for item in scored if item.seconds * steps <= objective.seconds]
-        if not in_time:
-            fastest = scored[0].seconds * steps / 3600
-            raise PlanError(
-                f"no plan ends within {objective.deadline}; the fastest needs {fastest:.1f} h",
-                where="job.toml [plan.objective]",
-                do="Allow more time, fewer steps, or add chips.",
-            )
-        late = [item for item in scored if item not in in_time]
-        return sorted(in_time, key=lambda item: (item.money, item.seconds)) + late
+        if objective != "time":
+            limit = None
+            if isinstance(objective, Deadline):
+                limit = objective.seconds / self.setting.job.train.num_steps
+            cheap = cheap_teams(self.generator, deadline, limit)
+            found = [*_most_promising(cheap), *found]
+        scored = score_all(found, self.setting)
+        return sorted([*scored, *singles], key=lambda item: item.seconds)
+
+    def _even(self, scored: Sequence[Scored]) -> Scored | None:
+        """The fastest even split of the teams that use every pool."""
+        layers = len(self.setting.model.layers)
+        found: list[Team] = []
+        for item in scored:
+            sizes = {c.column.micro_batch_size for c in item.team}
+            used = {pool for c in item.team for pool in c.column.chips}
+            if used != set(self.pools) or len(sizes) > 1 or len(found) == _EVEN:
+                continue
+            total = self.setting.job.train.global_batch // sizes.pop()
+            dealt = deal_evenly(sum(c.count for c in item.team), total)
+            team, at = [], 0
+            for c in item.team:
+                team.append(
+                    PipelineClass(with_even_layers(c.column, layers), dealt[at : at + c.count])
+                )
+                at += c.count
+            found.append(tuple(team))
+        return next(iter(score_all(found, self.setting)), None)
 
     def _row(self, item: Scored, chosen: Scored, prefix: str) -> Alternative:
         prediction = item.forecast.prediction
@@ -256,14 +216,14 @@ class Search:
             note="" if item is chosen else reason_against(prediction, chosen.forecast.prediction),
         )
 
-    def _explain(self, chosen: Scored, alone: dict[str, float]) -> list[str]:
+    def _explain(self, chosen: Scored) -> list[str]:
         lines = []
         used = set(chosen.plan.chips)
         for pool in self.setting.cluster.pools:
             idle = [chip for chip in pool.chip_addresses() if chip not in used]
             if not idle:
                 continue
-            if pool.address not in alone:
+            if pool.address not in self.pools:
                 why = f"{pool.chip.key} has no {self.setting.precision}"
             elif len(idle) == pool.num_chips:
                 why = "with them the plan would be worse by the job's objective"
@@ -273,37 +233,23 @@ class Search:
         return lines
 
 
-def _way(draft: Draft) -> tuple[tuple[str, ...], ...]:
-    """How a draft teams up the pools, and their order along each team's pipelines."""
-    return tuple(sorted(candidate.shape.pools for candidate, _ in draft))
-
-
-def _one_of_each_way(order: Sequence[Scored]) -> list[Scored]:
-    """The best of every way to use the pools, best first."""
-    best: dict[tuple, Scored] = {}
-    for item in order:
-        best.setdefault(_way(item.draft), item)
-    return list(best.values())
-
-
-def _most_promising(drafts: Iterable[Draft]) -> list[Draft]:
-    """The fastest drafts by their bottleneck, and the fastest of every way to team up pools."""
-
-    def seconds(draft: Draft) -> float:
-        return max(candidate.seconds(max(counts)) for candidate, counts in draft)
-
-    chosen, ways = [], set()
-    for draft in sorted(drafts, key=seconds):
-        way = _way(draft)
-        if len(chosen) < _SCORE or way not in ways:
-            chosen.append(draft)
-        ways.add(way)
+def _most_promising(found: Sequence[Team], least: int = _SCORE_LEAST) -> list[Team]:
+    """The first teams, and the first of every way to use the pools, within the passes
+    that can be timed exactly."""
+    chosen, ways, passes = [], set(), 0
+    for team in found:
+        mine = way(team)
+        if len(chosen) < _SCORE or mine not in ways:
+            size = sum(
+                len(item.column.stages) * sum(set(item.micro_batches)) + 10 * item.count
+                for item in team
+            )
+            if passes + size > _SCORE_PASSES and len(chosen) >= least:
+                continue
+            passes += size
+            chosen.append(team)
+        ways.add(mine)
     return chosen
-
-
-def _rate(scored: Sequence[Scored]) -> float:
-    """Tokens/s of the fastest, which is the first; 0 when nothing fits."""
-    return scored[0].forecast.prediction.tokens_per_s if scored else 0.0
 
 
 def _fastest(scored: Sequence[Scored]) -> Plan | None:

@@ -214,15 +214,22 @@ class ShapeFinder:
         for degrees in itertools.product(*map(self.tensor_parallel_degrees, pools)):
             groups = [p.num_chips // tp for p, tp in zip(pools, degrees, strict=True)]
             most = min(*groups, sequences // micro_batch_size)
-            for pipelines in range(1, most + 1):
+            # More pipelines of the same depth use more chips at the same speed each: only the
+            # largest count of each depth is weighed, which is where some pool's depth changes.
+            counts = {g // depth for g in groups for depth in range(1, num_layers + 1)}
+            for pipelines in sorted({min(count, most) for count in counts} - {0}):
                 stages = tuple(min(g // pipelines, num_layers) for g in groups)
-                # More pipelines of the same depth use more chips at the same speed each: only
-                # the largest count of each depth is weighed.
-                later = tuple(min(g // (pipelines + 1), num_layers) for g in groups)
-                if stages == later and pipelines < most:
-                    continue
                 for recompute in modes or (self.setting.job.plan.recompute,):
                     yield Shape(team, stages, degrees, pipelines, micro_batch_size, recompute)
+
+    def num_shapes(self, team: tuple[str, ...]) -> int:
+        """At most how many shapes a team has."""
+        pools = [self.setting.pool(address) for address in team]
+        total, num_layers = 0, len(self.setting.model.layers)
+        for degrees in itertools.product(*map(self.tensor_parallel_degrees, pools)):
+            groups = [p.num_chips // tp for p, tp in zip(pools, degrees, strict=True)]
+            total += 2 * min(*groups, sum(min(g, num_layers) for g in groups))
+        return total
 
     def _kinds(self, shape: Shape) -> list[StageKind]:
         return [

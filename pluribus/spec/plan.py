@@ -171,6 +171,10 @@ class Plan:
         prediction: what `predict` said of it.
         alternatives: the plans that were weighed, best first.
         explanation: one line per thing the planner wants the user to know.
+        lower_bound_seconds: a step proven to be out of reach of every plan of the search's space,
+            by the same predictor; None where nothing was proven.
+        node_values: per pool, about how many seconds of a step one more node would save, from the
+            dual values of the master problem.
     """
 
     pipelines: tuple[Pipeline, ...]
@@ -185,6 +189,8 @@ class Plan:
     prediction: Prediction | None = None
     alternatives: tuple[Alternative, ...] = ()
     explanation: tuple[str, ...] = ()
+    lower_bound_seconds: float | None = None
+    node_values: dict[str, float] = field(default_factory=dict)
     version: int = field(default=PLAN_VERSION)
 
     def __post_init__(self) -> None:
@@ -210,6 +216,13 @@ class Plan:
         """Sequences per optimiser step."""
         return sum(pipeline.sequences for pipeline in self.pipelines)
 
+    @property
+    def gap(self) -> float | None:
+        """By how much the predicted step is above the proven bound: 0.01 is one percent."""
+        if self.lower_bound_seconds is None or self.prediction is None:
+            return None
+        return self.prediction.step_seconds.mid / self.lower_bound_seconds - 1
+
     @cached_property
     def digest(self) -> str:
         bare = replace(
@@ -220,6 +233,8 @@ class Plan:
             prediction=None,
             alternatives=(),
             explanation=(),
+            lower_bound_seconds=None,
+            node_values={},
         )
         return digest(to_table(bare))
 

@@ -22,6 +22,7 @@ from pluribus.comm.launch import RankProcess, Ranks
 from pluribus.core.errors import CheckpointError, PlanError, PluribusError
 from pluribus.core.schema import from_table, to_table
 from pluribus.nn.config import DecoderConfig
+from pluribus.plan.validate import require_valid
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
 from pluribus.spec.run import StepEvent, drop_torn_line
@@ -186,6 +187,7 @@ def train(
     options = options or RunOptions()
     folder = Path(folder).absolute()
     setting = Setting.of_plan(plan)
+    require_valid(plan, setting)
     _check_runnable(plan, setting)
     data = prepare_data(setting.job, setting.model.vocab_size, folder, progress)
     root = _checkpoint_root(setting, folder)

@@ -87,7 +87,7 @@ def random_setting(seed: int) -> Setting:
 def test_every_plan_is_valid_and_beats_the_simple_ones(seed: int) -> None:
     setting = random_setting(seed)
     search = Search(setting)
-    rivals = {pool.address: search.alone(pool.address) for pool in search.finder.usable_pools}
+    rivals = {address: search.alone(address) for address in search.pools}
     try:
         plan = search.best()
     except PlanError:
@@ -99,6 +99,11 @@ def test_every_plan_is_valid_and_beats_the_simple_ones(seed: int) -> None:
     assert predict(plan) == prediction  # read back from its own tables
     assert sum(row.chosen for row in plan.alternatives) == 1
     assert plan.alternatives[0].chosen
+    if setting.job.plan.objective == "time":
+        assert plan.gap is not None
+        assert plan.gap >= 0
+        fastest = min(row.step_seconds for row in plan.alternatives)
+        assert plan.lower_bound_seconds <= fastest
     again = Search(Setting(setting.job, setting.model, setting.cluster)).best()
     assert again == plan
     for address, rate in prediction.alone_tokens_per_s.items():
@@ -265,7 +270,7 @@ def test_a_pool_that_is_too_small_does_not_stand_in_the_way_of_five_others() -> 
 def test_the_progress_names_the_teams() -> None:
     lines: list[str] = []
     Search(make_setting([make_pool("a"), make_pool("b")]), lines.append).best()
-    assert set(lines) == {"here/a", "here/b", "here/a | here/b", "here/a+here/b"}
+    assert set(lines) == {"here/a", "here/b", "here/a + here/b", "a bound on every plan"}
 
 
 def test_three_kinds_of_chip() -> None:

@@ -1,0 +1,20 @@
+"""The planner, measured: `bench/planner.py PART [options]`.
+
+scaling      seconds and proven gap by kinds, cards and model (planner_scaling.py)
+optimality   against brute force on small clusters (planner_optimality.py)
+value        against other ways to plan (planner_value.py)
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+PARTS = ("scaling", "optimality", "value")
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    if len(sys.argv) < 2 or sys.argv[1] not in PARTS:
+        sys.exit(__doc__)
+    importlib.import_module(f"planner_{sys.argv[1]}").main(sys.argv[2:])

@@ -1,0 +1,164 @@
+"""Teams worth scoring: mixes of generated columns, and repeated shapes of a few pools.
+
+Gradient sums make some columns belong together: like pipelines sum each layer inside one pool,
+while unlike ones sum it across pools. The master problem sees only an average of that, so besides
+its own mixes every way for a few pools to share like pipelines goes into the race.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pluribus.plan.columns import Column, StageChoice, StageKind, Team
+from pluribus.plan.generate import Generator
+from pluribus.plan.master import least_money
+from pluribus.plan.prices import Array
+from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team
+from pluribus.plan.shapes import Candidate, ShapeFinder
+from pluribus.plan.split import even_split
+from pluribus.plan.sums import team_seconds
+from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
+
+_REPEATED = 12  # generated columns tried as the only one of a plan
+_SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
+_CELLS = (4, 8, 16)  # of equally many layers, whose borders no stage of a mix crosses
+_SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
+_TOGETHER = 6  # pools whose every order along a pipeline is tried
+_SMALL = 256  # chips up to which every way to group pools is tried
+_KEEP = 2  # shapes kept per group of pools and micro-batch size
+
+
+def teams(
+    generator: Generator, finder: ShapeFinder, deadline: float, able: Sequence[str]
+) -> list[Team]:
+    """Teams, most promising first by their estimated step.
+
+    Args:
+        deadline: the step of the best mix of fractions.
+        able: pools that hold the model by themselves.
+    """
+    found: dict[Team, None] = {}
+    for team in _proposals(generator, finder, deadline, able):
+        found.setdefault(team)
+    return sorted(found, key=lambda team: estimate(generator, team))
+
+
+def cheap_teams(generator: Generator, deadline: float, limit: float | None) -> list[Team]:
+    """Teams of little money, cheapest first by their estimate.
+
+    Args:
+        deadline: the step of the best mix of fractions.
+        limit: seconds a step may take; None for any.
+    """
+    columns = generator.columns
+    chips = generator.chips_of(columns)
+    hourly = hourly_price(generator) @ chips
+    steps = deadline * np.geomspace(1.0, _SLOWEST, _PATIENCE)
+    if limit is not None:
+        steps = np.append(steps[steps < limit], limit * np.array([0.94, 0.98, 0.995, 1.0]))
+    found: dict[Team, float] = {}
+    for seconds in steps:
+        values = generator.delivered(columns, float(seconds))
+        mix = least_money(hourly, values, chips, generator.available, generator.batch, whole=True)
+        if mix is None:
+            continue
+        uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
+        team = deal(generator, uses)
+        if team is not None:
+            found[team] = mix.total * estimate(generator, team)
+    return sorted(found, key=found.__getitem__)
+
+
+def hourly_price(generator: Generator) -> Array:
+    """[pools] money of one chip for an hour."""
+    prices = [generator.setting.pool(pool).price_per_chip_hour for pool in generator.pools]
+    return np.array(prices)
+
+
+def estimate(generator: Generator, team: Team) -> float:
+    """Seconds of a team's step, its gradient sums those of its own mix of columns."""
+    paces = [generator.pace(item.column) for item in team]
+    return team_seconds(generator.setting, team, paces)
+
+
+def _proposals(
+    generator: Generator, finder: ShapeFinder, deadline: float, able: Sequence[str]
+) -> Iterator[Team]:
+    mixed = whole_team(generator, deadline)
+    if mixed is not None:
+        yield mixed
+    apart = [column for column in generator.columns if len(column.chips) == 1]
+    if apart and len(generator.pools) > 1:
+        islands = whole_team(generator, generator.deadline(deadline, apart), apart)
+        if islands is not None:
+            yield islands
+    rows = [(team, seconds_of(generator, team)) for c in generator.columns
+            if (team := repeated(generator, c)) is not None]  # fmt: skip
+    yield from (team for team, _ in sorted(rows, key=lambda row: row[1])[:_REPEATED])
+    yield from _nested(generator, deadline)
+    yield from _grouped(generator, finder, able)
+
+
+def _nested(generator: Generator, deadline: float) -> Iterator[Team]:
+    """Mixes whose stages keep to common cells of layers."""
+    layers = len(generator.setting.model.layers)
+    for cells in _CELLS:
+        if 2 * cells <= layers:
+            borders = [end for _, end in even_split(layers, cells)[:-1]]
+            inner, least = generator.within(borders, deadline)
+            if np.isfinite(least):
+                team = whole_team(inner, least)
+                if team is not None:
+                    yield team
+
+
+def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:
+    """Pools in groups that share like pipelines, in every way for a few pools."""
+    pools = generator.pools
+    ways = [*partitions(pools, able), *(((pool,),) for pool in able)]
+    if FULL_PARTITIONS < len(pools) <= _TOGETHER:
+        cluster = generator.setting.cluster
+        ways += [(largest(cluster, pools, n),) for n in range(2, len(pools) + 1)]
+    if generator.available.sum() > _SMALL:
+        # Many pipelines: what several groups gain over one, mixes of columns gain too.
+        ways = [way for way in ways if len(way) == 1]
+    for way in ways:
+        for size in generator.pricers:
+            if generator.batch % size == 0:
+                yield from _deals(generator, finder, way, size)
+
+
+def _deals(
+    generator: Generator, finder: ShapeFinder, way: Sequence[tuple[str, ...]], size: int
+) -> Iterator[Team]:
+    batch = generator.batch
+    speed = dict(zip(generator.pools, generator.available * generator.speeds, strict=True))
+    speeds = [sum(speed[pool] for pool in group) for group in way]
+    options = []
+    for group, mine in zip(way, speeds, strict=True):
+        if finder.num_shapes(group) > _SHAPES:
+            return
+        sequences = max(size, round(batch * mine / sum(speeds)))
+        keep = _KEEP if len(way) <= FULL_PARTITIONS else 1
+        options.append(finder.best(group, size, sequences, keep))
+    for choice in itertools.product(*options):
+        uses = {column_of(candidate): candidate.shape.pipelines for candidate in choice}
+        if sum(uses.values()) * size <= batch:
+            team = deal(generator, uses)
+            if team is not None:
+                yield team
+
+
+def column_of(candidate: Candidate) -> Column:
+    """One of a candidate's like pipelines."""
+    shape = candidate.shape
+    kinds = [
+        StageKind(pool, tp, shape.recompute)
+        for pool, count, tp in zip(shape.pools, shape.stages, shape.tensor_parallel, strict=True)
+        for _ in range(count)
+    ]
+    stages = zip(kinds, candidate.layers, strict=True)
+    return Column(tuple(StageChoice(k, cut) for k, cut in stages), shape.micro_batch_size)

@@ -1,0 +1,332 @@
+"""Generates columns: prices of chips in, pipelines worth using at those prices out, and again.
+
+Column generation (Ford and Fulkerson 1958, Gilmore and Gomory 1961): the master problem over the
+columns known so far prices the chips of each pool; the pricing problem finds pipelines that deliver
+more than their chips cost; until there are none. The deadline T moves along: it is set where the
+mix of known columns just delivers the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from pluribus.plan.columns import Column, StageChoice, StageKind
+from pluribus.plan.master import Mix, most_sequences
+from pluribus.plan.pace import Pace
+from pluribus.plan.prices import MANY, Array, Hops, Prices, Runs, stage_kinds, usable_pools
+from pluribus.plan.pricing import Lanes, Pricer, Solution
+from pluribus.plan.split import min_max_split
+from pluribus.plan.sums import Members, estimated_tails
+from pluribus.predict.setting import Setting
+
+_ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
+_SETTLED = 5e-4  # a round that lowers the step by less is the last
+_COARSE, _FINE = 16, 12  # limits on a stage's seconds tried in the first round, and in later ones
+_KEEP = 0.85  # columns that deliver less than this share of what their chips cost are forgotten
+_PROMISING = 0.93  # deliver at least this share of what their chips cost: tried more finely
+
+
+@dataclass(eq=False)
+class Generator:
+    """Columns of one setting over some of its pools.
+
+    Attributes:
+        setting: the job on its cluster.
+        pools: addresses of the pools whose chips may be used.
+        available: [pools] chips of each.
+        columns: found so far, in order of finding.
+        borders: between layers, that no stage crosses.
+    """
+
+    setting: Setting
+    pools: tuple[str, ...]
+    available: Array
+    columns: list[Column] = field(default_factory=list)
+    borders: tuple[int, ...] = ()
+    grids: dict[int, Array] = field(default_factory=dict)
+    _known: set[Column] = field(default_factory=set)
+    _paces: dict[Column, Pace] = field(default_factory=dict)
+    _matrices: dict[tuple, Array] = field(default_factory=dict)
+    _members: Members = field(default_factory=lambda: Members({}))
+
+    @classmethod
+    def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
+        """Over the pools given, or all that have the job's precision."""
+        usable = [p for p in usable_pools(setting) if not pools or p.address in pools]
+        return cls(
+            setting,
+            tuple(pool.address for pool in usable),
+            np.array([pool.num_chips for pool in usable], dtype=np.float64),
+        )
+
+    @property
+    def batch(self) -> int:
+        """Sequences per step."""
+        return self.setting.job.train.global_batch
+
+    @cached_property
+    def runs(self) -> Runs:
+        runs = Runs.of(self.setting)
+        return runs.within(self.borders) if self.borders else runs
+
+    @cached_property
+    def kinds(self) -> tuple[StageKind, ...]:
+        pools = [self.setting.pool(address) for address in self.pools]
+        return tuple(kind for pool in pools for kind in stage_kinds(self.setting, pool))
+
+    @cached_property
+    def pricers(self) -> dict[int, Pricer]:
+        """By micro-batch size; those larger than the global batch are of no use."""
+        result = {}
+        for size in sorted(set(self.setting.job.plan.micro_batch_sizes)):
+            if size <= self.batch:
+                prices = Prices(self.setting, size, self.kinds, self.runs)
+                hops = Hops.of(self.setting, self.kinds, self.pools, size)
+                result[size] = Pricer(prices, hops, self.pools, prices.update)
+        return result
+
+    @cached_property
+    def speeds(self) -> Array:
+        """[pools] sequences/s of one chip whose layers and batches could be cut at will; 0 where
+        no stage of the pool holds any layer."""
+        best = np.zeros(len(self.pools))
+        for size, pricer in self.pricers.items():
+            prices = pricer.prices
+            able = (prices.most_held > 0).any(axis=1)
+            whole = prices.runs.kind[0, len(prices.runs.kind)]
+            rate = size / (prices.seconds[:, whole] * pricer.chips)
+            np.maximum.at(best, pricer.pool_of, np.where(able, rate, 0.0))
+        return best
+
+    def take_sums_of(self, members: Members) -> None:
+        """Estimates gradient sums anew, from who holds what in a mix."""
+        self._members = members
+        for size, pricer in self.pricers.items():
+            tails = estimated_tails(self.setting, pricer.prices, members)
+            self.pricers[size] = replace(pricer, tails=tails)
+        old, self._paces = self._paces, {}
+        for column, before in old.items():
+            pace = self.pace(column)
+            ends = before.__dict__.get("ends")
+            if ends is not None:
+                pace.__dict__["ends"] = ends - before.tail + pace.tail
+
+    def pace(self, column: Column) -> Pace:
+        """How fast a column is."""
+        if column not in self._paces:
+            self._paces[column] = self._pace(column, self.pricers[column.micro_batch_size].tails)
+        return self._paces[column]
+
+    def _pace(self, column: Column, tails: Array) -> Pace:
+        pricer = self.pricers[column.micro_batch_size]
+        kind = self.runs.kind
+        rows = [self._row[stage.kind] for stage in column.stages]
+        runs = [kind[s.layers[0], s.layers[1] - s.layers[0]] for s in column.stages]
+        prices = pricer.prices
+        forward, backward = prices.forward[rows, runs], prices.backward[rows, runs]
+        senders = pricer.hops.senders[rows[:-1]]
+        hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
+        # A later stage is through with its passes before the first one is.
+        early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
+        tail = float((tails[rows, runs] - early).max())
+        limit = self.batch // column.micro_batch_size
+        return Pace(column, forward, backward, hops, tail, limit)
+
+    @cached_property
+    def _row(self) -> dict[StageKind, int]:
+        return {kind: row for row, kind in enumerate(self.kinds)}
+
+    def chips_of(self, columns: Sequence[Column]) -> Array:
+        """[pools, columns] chips each takes."""
+        table = [[column.chips.get(pool, 0) for column in columns] for pool in self.pools]
+        return np.array(table, dtype=np.float64).reshape(len(self.pools), len(columns))
+
+    def delivered(self, columns: Iterable[Column], seconds: float) -> Array:
+        """[columns] sequences each is through with by a deadline."""
+        return np.array([c.micro_batch_size * self.pace(c).most(seconds) for c in columns])
+
+    def mix(self, seconds: float, columns: Sequence[Column] | None = None) -> Mix:
+        """The mix of known columns that delivers most by a deadline."""
+        columns = self.columns if columns is None else columns
+        values = self.delivered(columns, seconds)
+        mix = most_sequences(values, self.chips_of(columns), self.available)
+        assert mix is not None
+        return mix
+
+    def deadline(self, low: float, columns: Sequence[Column] | None = None) -> float:
+        """The least step in which a mix of the known columns delivers the global batch."""
+        high = low
+        # Of sizes that do not divide the batch, whole micro-batches may never reach it.
+        while self.mix(high, columns).total < self.batch and high < 1e4 * self.ideal_seconds:
+            low, high = high, high * 1.25
+        while high - low > 1e-4 * high:
+            middle = (low + high) / 2
+            if self.mix(middle, columns).total < self.batch:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    @property
+    def ideal_seconds(self) -> float:
+        """No step is shorter: the batch over what all chips do without any loss."""
+        return self.batch / float(self.available @ self.speeds)
+
+    def generate(self) -> float:
+        """Finds columns; returns the step of their best mix. Infinite where nothing fits."""
+        if not self.speeds.any():
+            return np.inf
+        deadline = self.ideal_seconds * 1.2
+        chip_prices = deadline * self.speeds * 0.85
+        self.price(deadline, chip_prices)
+        while not self.columns:
+            deadline *= 4
+            self.grids.clear()
+            if deadline > 1e6 * self.ideal_seconds:
+                return np.inf
+            self.price(deadline, deadline * self.speeds * 0.85)
+        before = self.deadline(self.ideal_seconds)
+        estimated = False
+        for _ in range(_ROUNDS):
+            self.price(before, self.chip_prices(before))
+            now = self.deadline(self.ideal_seconds)
+            settled = now > before * (1 - _SETTLED)
+            before = now
+            if settled and estimated:
+                break
+            if settled or not estimated:
+                mix = self.mix(before)
+                layers = len(self.setting.model.layers)
+                self.take_sums_of(Members.of_mix(self.columns, mix.uses, layers))
+                before = self.deadline(self.ideal_seconds)
+                estimated = True
+        return before
+
+    def chip_prices(self, deadline: float) -> Array:
+        """[pools] what one more chip adds to the best mix. Chips that are left over are worth next
+        to nothing, not nothing: a plan may still find a use for them."""
+        floor = 1e-3 * deadline * self.speeds
+        return np.maximum(self.mix(deadline).chip_values, floor)
+
+    def within(self, borders: Sequence[int], deadline: float) -> tuple[Generator, float]:
+        """Columns none of whose stages crosses a border, at this one's prices, and their step.
+
+        Unlike pipelines of such columns sum gradients cell by cell, side by side.
+        """
+        inner = Generator(self.setting, self.pools, self.available, borders=tuple(borders))
+        inner.grids = dict(self.grids)
+        prices = self.chip_prices(deadline)
+        for size, pricer in inner.pricers.items():
+            inner.pricers[size] = replace(pricer, tails=pricer.prices.update)
+        inner.price(deadline, prices)
+        if not inner.columns:
+            return inner, np.inf
+        after = inner.deadline(deadline)
+        inner.price(after, inner.chip_prices(after))
+        return inner, inner.deadline(deadline)
+
+    def price(self, deadline: float, chip_prices: Array) -> None:
+        """Adds pipelines worth using at these prices of chips."""
+        worth = chip_prices @ self.available
+        chip_prices = chip_prices * (self.batch / max(worth, 1e-30))
+        for size, pricer in self.pricers.items():
+            caps = self.grids.get(size)
+            if caps is None:
+                caps = _coarse(pricer, deadline)
+            found: list[tuple[float, float]] = []
+            lanes = _lanes(caps, size, deadline, self.batch)
+            for group in lanes.alike():
+                some = lanes[group]
+                worthwhile = size * (deadline / some.cap + 1) * 1.1
+                solution = pricer.solve(chip_prices, some, worthwhile)
+                for column, cap in self._best(solution):
+                    for one in dict.fromkeys((column, self.recut(column))):
+                        most = min(self.pace(one).most(deadline), self.batch / size)
+                        ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
+                        found.append((ratio, cap))
+                        if ratio > _KEEP or not self.columns:
+                            self.add(one)
+            self.grids[size] = _finer(caps, found)
+
+    def add(self, column: Column) -> None:
+        """Makes a column known."""
+        if column not in self._known:
+            self._known.add(column)
+            self.columns.append(column)
+
+    def _best(self, solution: Solution) -> list[tuple[Column, float]]:
+        """Of each lane the best pipeline, with the lane's cap."""
+        result: dict[Column, float] = {}
+        best = solution.values.argmin(axis=0)
+        for lane, depth in enumerate(best):
+            if np.isfinite(solution.values[depth, lane]):
+                column = solution.column(int(depth) + 1, lane)
+                result.setdefault(column, float(solution.lanes.cap[lane]))
+        return list(result.items())
+
+    def recut(self, column: Column, in_flight: int = MANY) -> Column:
+        """The same stages with the layers cut anew, so that the slowest is as quick as can be."""
+        pricer = self.pricers[column.micro_batch_size]
+        depth = len(column.stages)
+        costs = [
+            self._matrix(pricer, self._row[stage.kind], min(depth - s, in_flight))
+            for s, stage in enumerate(column.stages)
+        ]
+        cut = min_max_split(costs)
+        if cut is None:
+            return column
+        stages = zip(column.stages, cut, strict=True)
+        return replace(column, stages=tuple(StageChoice(s.kind, layers) for s, layers in stages))
+
+    def _matrix(self, pricer: Pricer, row: int, in_flight: int) -> Array:
+        key = (pricer.prices.micro_batch_size, row, in_flight)
+        if key not in self._matrices:
+            prices = pricer.prices
+            fits = prices.most_held >= in_flight
+            self._matrices[key] = prices.matrix(row, np.where(fits, prices.seconds, np.inf))
+        return self._matrices[key]
+
+
+def _coarse(pricer: Pricer, deadline: float) -> Array:
+    """Limits on a stage's seconds, over all that can matter."""
+    prices = pricer.prices
+    each = prices.seconds[:, np.flatnonzero(prices.runs.counts.sum(axis=1) == 1)]
+    # No pipeline is quicker than its slowest layer on its quickest kind of stage.
+    low = float(each.min(axis=0).max())
+    return np.geomspace(low * 1.001, max(deadline, low * 1.01), _COARSE)
+
+
+def _lanes(caps: Array, size: int, deadline: float, batch: int) -> Lanes:
+    """Per limit: one lane that takes time for nothing and two that value it.
+
+    With τ a stage's limit, a second less of filling and messages makes room for 1/τ micro-batches
+    more; a message also delays the steady state where stages are equally quick.
+    """
+    worth = size / caps
+    counts = np.maximum(deadline / caps, 1.0)
+    stage = np.concatenate([0 * worth, worth, worth])
+    hop = np.concatenate([0 * worth, worth, worth * (1 + counts / 8)])
+    tail = np.concatenate([0 * worth, worth, worth])
+    return Lanes(np.tile(caps, 3), stage, hop, tail, MANY)
+
+
+def _finer(caps: Array, found: Sequence[tuple[float, float]]) -> Array:
+    """Limits around those that gave the best pipelines, best first while there is room."""
+    value: dict[float, float] = {}
+    for ratio, cap in found:
+        value[cap] = max(value.get(cap, 0.0), ratio)
+    if not value:
+        return caps
+    caps = np.sort(caps)
+    near: list[float] = []
+    for cap in sorted(value, key=value.__getitem__, reverse=True):
+        if value[cap] < _PROMISING * max(value.values()):
+            break
+        i = int(np.searchsorted(caps, cap))
+        sides = [caps[j] for j in (i - 1, i + 1) if 0 <= j < len(caps)]
+        near += [cap, *(float(np.sqrt(side * cap)) for side in sides)]
+    return np.array(sorted(list(dict.fromkeys(near))[:_FINE]))

@@ -1,0 +1,141 @@
+"""Whole pipelines out of fractions: integer mixes of columns, and an exact deal of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pluribus.plan.columns import Column, PipelineClass, Team
+from pluribus.plan.generate import Generator
+from pluribus.plan.master import most_sequences
+
+_TRIES = 12  # deadlines tried for one integer mix
+_FIRST = 0.002  # by how much a deadline grows at least from one try to the next
+
+
+def whole_team(
+    generator: Generator, deadline: float, columns: Sequence[Column] | None = None
+) -> Team | None:
+    """The team of whole pipelines that ends soonest, tried from a deadline on.
+
+    Args:
+        generator: with the columns and their pace.
+        deadline: no mix of fractions is quicker.
+        columns: to choose from; all that are known by default.
+    """
+    columns = tuple(generator.columns if columns is None else columns)
+    chips = generator.chips_of(columns)
+    for _ in range(_TRIES):
+        values = generator.delivered(columns, deadline)
+        mix = most_sequences(values, chips, generator.available, whole=True)
+        if mix is not None and mix.total >= generator.batch:
+            uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
+            team = deal(generator, uses)
+            if team is not None:
+                return team
+        if mix is None or not mix.total:
+            return None
+        missing = 1 - mix.total / generator.batch
+        deadline *= 1 + max(_FIRST, 0.6 * min(missing, 1.0))
+    return None
+
+
+def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
+    """Deals the global batch to pipelines, so that the last one ends as early as can be.
+
+    Args:
+        uses: how many pipelines of each column.
+
+    Returns:
+        The team, without pipelines that get nothing; None when the micro-batch sizes cannot sum
+        to the batch.
+    """
+    pipelines = [column for column, count in uses.items() for _ in range(count)]
+    paces = {column: generator.pace(column) for column in uses}
+    batch = generator.batch
+
+    def delivered(seconds: float) -> int:
+        return sum(n * c.micro_batch_size * paces[c].most(seconds) for c, n in uses.items())
+
+    low = min(pace.seconds(1) for pace in paces.values())
+    high = max(low, generator.ideal_seconds)
+    if sum(n * c.micro_batch_size * paces[c].limit for c, n in uses.items()) < batch:
+        return None
+    while delivered(high) < batch:
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if delivered(middle) >= batch else (middle, high)
+    for _ in range(4):
+        counts = [paces[column].most(high) for column in pipelines]
+        dealt = _exactly(counts, pipelines, batch, paces)
+        if dealt is not None:
+            break
+        high = min(pace.seconds(pace.most(high) + 1) for pace in paces.values())
+    if dealt is None:
+        return None
+    team = []
+    for column in uses:
+        mine = [n for n, c in zip(dealt, pipelines, strict=True) if c is column and n]
+        if mine:
+            team.append(PipelineClass(column, tuple(sorted(mine, reverse=True))))
+    return tuple(team)
+
+
+def _exactly(
+    counts: list[int], pipelines: Sequence[Column], batch: int, paces: Mapping
+) -> list[int] | None:
+    """Takes away what is beyond the batch, from the pipelines that end last; None if the sizes of
+    their micro-batches cannot make up the difference."""
+    counts = list(counts)
+    sizes = [column.micro_batch_size for column in pipelines]
+    excess = sum(n * b for n, b in zip(counts, sizes, strict=True)) - batch
+    takes = _coins(excess, sizes, counts)
+    if takes is None:
+        return None
+    for size, number in takes.items():
+        for _ in range(number):
+            last = max(
+                (i for i, b in enumerate(sizes) if b == size and counts[i]),
+                key=lambda i: (paces[pipelines[i]].seconds(counts[i]), i),
+            )
+            counts[last] -= 1
+    return counts
+
+
+def _coins(amount: int, sizes: Sequence[int], counts: Sequence[int]) -> dict[int, int] | None:
+    """How many micro-batches of each size make up an amount, large ones first; None if none do."""
+    room: dict[int, int] = {}
+    for size, count in zip(sizes, counts, strict=True):
+        room[size] = room.get(size, 0) + count
+    order = sorted(room, reverse=True)
+
+    def pay(left: int, at: int) -> dict[int, int] | None:
+        if left == 0:
+            return {}
+        if at == len(order):
+            return None
+        size = order[at]
+        most = min(left // size, room[size])
+        # A few fewer can help where sizes do not divide each other.
+        for number in range(most, max(most - 8, -1), -1):
+            rest = pay(left - number * size, at + 1)
+            if rest is not None:
+                return {size: number, **rest}
+        return None
+
+    return pay(amount, 0)
+
+
+def seconds_of(generator: Generator, team: Team) -> float:
+    """The estimated step of a team."""
+    return max(generator.pace(item.column).seconds(max(item.micro_batches)) for item in team)
+
+
+def repeated(generator: Generator, column: Column) -> Team | None:
+    """As many pipelines of one column as there are chips for."""
+    taken = generator.chips_of([column])[:, 0]
+    fits = np.floor(generator.available[taken > 0] / taken[taken > 0]).min()
+    count = int(min(fits, generator.batch // column.micro_batch_size))
+    return deal(generator, {column: count}) if count else None

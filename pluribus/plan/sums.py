@@ -1,0 +1,202 @@
+"""What gradient sums will take, before it is known who holds what.
+
+Two answers: an estimate from how many pipelines of a mix hold a layer in each pool, which ranks
+columns, and a floor that no sum of at least two members goes below, which the bound may use.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pluribus.plan.columns import Column, Team
+from pluribus.plan.pace import Pace
+from pluribus.plan.prices import Array, Prices
+from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
+from pluribus.predict.collectives import group_all_reduce_seconds
+from pluribus.predict.link_classes import links_of
+from pluribus.predict.setting import Setting
+
+
+@dataclass(frozen=True)
+class Members:
+    """Of the layers a pool holds, how many stages of each pool hold them too.
+
+    Attributes:
+        counts: per pool, its partners, itself included: {pool: {pool: stages}}.
+        crossing: sums that cross between pools at the same time.
+    """
+
+    counts: Mapping[str, Mapping[str, float]]
+    crossing: int = 1
+
+    @classmethod
+    def of_mix(cls, columns: Sequence[Column], uses: Array, num_layers: int) -> Members:
+        pools = sorted({pool for column in columns for pool in column.chips})
+        held = {pool: np.zeros(num_layers) for pool in pools}
+        for column, times in zip(columns, uses, strict=True):
+            for stage in column.stages:
+                held[stage.kind.pool][slice(*stage.layers)] += times
+        counts = {}
+        for pool in pools:
+            weight = held[pool] / max(held[pool].sum(), 1e-12)
+            counts[pool] = {other: float(held[other] @ weight) for other in pools}
+        table = np.stack(list(held.values()))
+        mixed = (table >= 0.5).sum(axis=0) > 1
+        borders = {
+            edge
+            for column, times in zip(columns, uses, strict=True)
+            if times >= 0.5
+            for stage in column.stages
+            for edge in stage.layers
+        }
+        edges = sorted(borders | {0, num_layers})
+        degree = [
+            min(
+                stage.kind.tensor_parallel
+                for column, times in zip(columns, uses, strict=True)
+                if times >= 0.5
+                for stage in column.stages
+                if stage.layers[0] <= a < stage.layers[1]
+            )
+            for a in edges[:-1]
+            if mixed[a]
+        ]
+        return cls(counts, max(sum(degree), 1))
+
+
+def estimated_tails(
+    setting: Setting, prices: Prices, members: Members, rows: Sequence[int] | None = None
+) -> Array:
+    """[kinds, runs] seconds of a stage's gradient sums and update.
+
+    Args:
+        rows: the kinds that are asked for; the others get the update alone.
+    """
+    result = prices.update.copy()
+    for row in range(len(prices.kinds)) if rows is None else rows:
+        kind = prices.kinds[row]
+        bytes_ = prices.parameters[row] * setting.software.gradient_sync_bytes
+        partners = members.counts.get(kind.pool)
+        if not partners:
+            continue
+        chips = _members(setting, partners, kind.tensor_parallel)
+        if len(chips) < 2:
+            continue
+        # Linear between a small and a large run: latency and rate.
+        ends = float(bytes_.min()), float(bytes_.max())
+        times = [
+            group_all_reduce_seconds(b, chips, setting.cluster, setting.profile, members.crossing)
+            for b in ends
+        ]
+        result[row] += np.interp(bytes_, ends, times)
+    return result
+
+
+def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
+    """Seconds of a team's step, its gradient sums in the order they will run in.
+
+    Every stage sums its groups of layers in ascending order, and a sum waits for its last member.
+    Where the borders of unlike pipelines interleave, each group thus waits for the one before it.
+
+    Args:
+        paces: of the team's classes.
+    """
+    ready, widths = [], []
+    for item, pace in zip(team, paces, strict=True):
+        end = pace.seconds(max(item.micro_batches)) - pace.tail
+        early = np.concatenate([[0.0], np.cumsum(pace.backward[:-1] + pace.hops / 2)])
+        ready.append(end - early)
+        widths.append(item.count)
+    layers = setting.model.layers
+    edges = sorted({edge for item in team for s in item.column.stages for edge in s.layers})
+    spans = list(itertools.pairwise(edges))
+    holders = [
+        [
+            (c, s, stage.kind)
+            for c, item in enumerate(team)
+            for s, stage in enumerate(item.column.stages)
+            if stage.layers[0] <= a < stage.layers[1]
+        ]
+        for a, _ in spans
+    ]
+    crossing = sum(
+        min(kind.tensor_parallel for _, _, kind in held)
+        for held in holders
+        if len({kind.pool for _, _, kind in held}) > 1
+    )
+    end = 0.0
+    for (a, b), held in zip(spans, holders, strict=True):
+        start = max(float(ready[c][s]) for c, s, _ in held)
+        tp = min(kind.tensor_parallel for _, _, kind in held)
+        parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b))
+        num_bytes = parameters * setting.software.gradient_sync_bytes
+        counts: dict[str, int] = {}
+        for c, _, kind in held:
+            counts[kind.pool] = counts.get(kind.pool, 0) + widths[c]
+        chips = _members(setting, counts, tp)
+        taken = group_all_reduce_seconds(
+            num_bytes, chips, setting.cluster, setting.profile, max(crossing, 1)
+        )
+        for c, s, _ in held:
+            ready[c][s] = start + taken
+        end = max(end, start + taken)
+    return end
+
+
+def _members(setting: Setting, counts: Mapping[str, float], tp: int) -> list[str]:
+    """Chips like those of a group's members, given how many there are in each pool."""
+    chips = []
+    for address, count in counts.items():
+        pool = setting.pool(address)
+        number = min(round(count), pool.num_chips // tp)
+        if number:
+            stride = pool.num_chips // number
+            stride = max(stride - stride % tp, tp)
+            places = range(0, min(number * stride, pool.num_chips), stride)
+            per_node = pool.chips_per_node
+            chips += [f"{address}/{i // per_node}/{i % per_node}" for i in places]
+    return chips
+
+
+def least_tails(setting: Setting, prices: Prices) -> Array:
+    """[kinds, runs] seconds that a stage's sums with at least one other pipeline and its update
+    take at the very least, wherever that pipeline is."""
+    pools = list(dict.fromkeys(kind.pool for kind in prices.kinds))
+    rate = {pool: _least_seconds_per_byte(setting, pool, pools) for pool in pools}
+    each = np.array([rate[kind.pool] for kind in prices.kinds])
+    factors = setting.calibration
+    each = each * factors.overhead * min(factors.intra, factors.inter, 1.0)
+    return prices.update + prices.parameters * setting.software.gradient_sync_bytes * each[:, None]
+
+
+def _least_seconds_per_byte(setting: Setting, address: str, pools: Sequence[str]) -> float:
+    """Below every sum with a member in a pool, per byte.
+
+    Within a pool: the bytes of the cheapest algorithm over its peak rates, whatever the group.
+    Across pools: one member each and a ring of two moves every byte once over the link; more
+    members share the links, but sum inside their pool first.
+    """
+    pool = setting.pool(address)
+    links = links_of(pool)
+    least = np.inf
+    counts = sorted({1, 2, pool.chips_per_node})
+    for inside, nodes in itertools.product(counts, sorted({1, 2, pool.nodes, pool.num_chips})):
+        if 2 <= inside * nodes <= pool.num_chips:
+            shape = GroupShape(inside, nodes)
+            for algorithm in algorithms(ALL_REDUCE, shape, links):
+                per_byte = sum(p.share / p.bytes_per_s for p in algorithm.phases)
+                least = min(least, per_byte)
+    for other in pools:
+        if other != address:
+            link = setting.cluster.link(f"{address}/0/0", f"{other}/0/0")
+            least = min(least, 1 / link.bytes_per_s)
+            measured = setting.profile and setting.profile.link(
+                *sorted((address, other)), ALL_REDUCE
+            )
+            if measured:
+                least = min(least, 1 / measured.bytes_per_s)
+    return float(least) if np.isfinite(least) else 0.0

@@ -1,0 +1,50 @@
+"""Closed forms against the timeline: never above it, and close."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluribus.plan.pace import step_bounds
+from pluribus.predict.schedule import ActionKind, pipeline_actions
+from pluribus.predict.timeline import Durations, simulate
+
+from ..small import make_pipeline
+
+
+def timeline_end(forward, backward, hops, micro_batches: int) -> float:
+    size = len(forward)
+    stages = [(f"here/a/{s}/0", s, s + 1) for s in range(size)]
+    pipeline = make_pipeline(*stages, micro_batches=micro_batches)
+    compute = {}
+    for s in range(size):
+        compute[(0, s), ActionKind.FORWARD] = forward[s]
+        compute[(0, s), ActionKind.BACKWARD] = backward[s]
+    durations = Durations(compute, lambda a, b: hops[min(a[1], b[1])] / 2, [])
+    lanes = [(0, s) for s in range(size)]
+    actions = dict(zip(lanes, pipeline_actions(pipeline), strict=True))
+    return simulate(actions, durations).courses[0, 0].end
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), size=st.integers(1, 8), micro_batches=st.integers(1, 40))
+def test_no_bound_is_above_the_timeline(data: st.DataObject, size: int, micro_batches: int) -> None:
+    seconds = st.floats(0.05, 2)
+    forward = np.array([data.draw(seconds) for _ in range(size)])
+    backward = forward * data.draw(st.sampled_from([1.0, 2.0, 3.0]))
+    hops = np.array([data.draw(st.floats(0, 1)) for _ in range(size - 1)])
+    end = timeline_end(forward, backward, hops, micro_batches)
+    bound = step_bounds(forward, backward, hops, [micro_batches])[0]
+    assert bound <= end * (1 + 1e-9)
+
+
+def test_it_is_close_for_nearly_equal_stages() -> None:
+    rng = np.random.default_rng(7)
+    shares = []
+    for size, count in ((4, 8), (8, 32), (12, 60)):
+        forward = rng.uniform(0.9, 1.0, size)
+        hops = rng.uniform(0, 0.05, size - 1)
+        bound = step_bounds(forward, 2 * forward, hops, [count])[0]
+        shares.append(bound / timeline_end(forward, 2 * forward, hops, count))
+    assert min(shares) > 0.97
