@@ -100,7 +100,7 @@ class StageTable:
                     bytes_per_element=DTYPE_BYTES[setting.precision],
                     recompute=recompute,
                 )
-                for layer in setting.model.layers
+                for layer in setting.layers_on(kind.pool)
             ]
         )
 

@@ -4,8 +4,9 @@ operators, each by its shape (`operators.py`)."""
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
@@ -14,6 +15,7 @@ from pluribus.model.layer import Layer
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
 from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.collectives import collective_seconds
+from pluribus.predict.grid import read_grid, read_share
 from pluribus.predict.link_classes import links_of
 from pluribus.predict.operators import Work, operator_work
 from pluribus.predict.software import PLURIBUS, Software
@@ -88,14 +90,12 @@ def layer_time(
     calibration: Calibration = IDENTITY,
 ) -> StageTime:
     """Seconds of one layer for one micro-batch, with its tensor-parallel sums."""
-    measured = profile and profile.layer(
-        pool.chip.key, layer.signature, micro_batch, sequence_length, tp, precision
+    measured = profile and measured_time(
+        profile, layer, pool.chip.key, micro_batch, sequence_length, tp, precision
     )
     if measured:
         share = _weight_gradient_share(layer, micro_batch, sequence_length, tp)
-        return StageTime(
-            measured.forward, measured.backward, measured.spread, measured.backward * share
-        )
+        return replace(measured, weight_gradient=measured.backward * share)
     ahead, back, weights = layer_work(
         layer, pool.chip, (micro_batch, sequence_length, tp), precision
     )
@@ -107,6 +107,39 @@ def layer_time(
         backward += sums * calibration.intra
     spread = calibration.spread or ROOFLINE_SPREAD
     return StageTime(forward, backward, spread, weights * calibration.matmul)
+
+
+def measured_time(
+    profile: Profile,
+    layer: Layer,
+    chip: str,
+    micro_batch: int,
+    sequence_length: int,
+    tp: int,
+    precision: str,
+) -> StageTime | None:
+    """A layer's measured seconds, read between and beyond the shapes that were measured.
+
+    Returns:
+        None where the profile has nothing of the layer on this chip, or one lone point elsewhere.
+    """
+    grid = profile.layer_grid(chip, layer.signature, sequence_length, precision)
+    point = grid.get(tp, {}).get(micro_batch)
+    if point:
+        return StageTime(point.forward, point.backward, point.spread)
+    parts = [
+        read_grid(
+            {t: {b: getattr(time, part) for b, time in row.items()} for t, row in grid.items()},
+            tp,
+            micro_batch,
+        )
+        for part in ("forward", "backward")
+    ]
+    if not parts[0] or not parts[1]:
+        return None
+    own = max(time.spread for row in grid.values() for time in row.values())
+    forward, backward = parts[0].value, parts[1].value
+    return StageTime(forward, backward, own + max(parts[0].spread, parts[1].spread))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -158,6 +191,36 @@ def optimizer_seconds(parameters: float, chip: Chip, profile: Profile | None) ->
     if measured:
         return parameters * measured.seconds_per_parameter
     return parameters * 28 / chip.memory_bytes_per_s
+
+
+def update_seconds(
+    layers: Sequence[Layer],
+    parameters: float,
+    chip: Chip,
+    tp: int,
+    sequence_length: int,
+    precision: str,
+    profile: Profile | None,
+) -> float:
+    """Seconds of the optimiser for some layers: layer by layer where that was measured, else by
+    the number of parameters on the chip."""
+    total = 0.0
+    for layer in layers:
+        grid = (
+            profile.layer_grid(chip.key, layer.signature, sequence_length, precision)
+            if (profile)
+            else {}
+        )
+        # An update does not know of micro-batches: the median over those it was timed with.
+        row = {
+            degree: statistics.median(updates)
+            for degree, times in grid.items()
+            if (updates := [time.update for time in times.values() if time.update is not None])
+        }
+        if not row:
+            return optimizer_seconds(parameters, chip, profile)
+        total += read_share(row, tp)
+    return total
 
 
 def _tensor_parallel_seconds(

@@ -47,6 +47,8 @@ OPTIMIZER_BYTES = 8
 def buffer_bytes(setting: Setting, pool: Pool, micro_batch_size: int) -> float:
     """Bytes of a process's runtime and of one message in and one out."""
     context = CONTEXT_BYTES.get(pool.chip.device, ACCELERATOR_CONTEXT_BYTES)
+    if pool.chip.context_gib is not None:
+        context = pool.chip.context_gib * GIB
     return context + 2 * boundary_bytes(setting, micro_batch_size)
 
 
@@ -58,7 +60,8 @@ def stage_memory(setting: Setting, pipeline: Pipeline, index: int) -> ChipMemory
     element = DTYPE_BYTES[setting.precision]
     shape = (pipeline.micro_batch_size, setting.sequence_length)
     share = {"tp": stage.tensor_parallel, "cp": stage.context_parallel}
-    layers = [setting.model.layers[i] for i in stage.layer_indices]
+    on_chip = setting.layers_on(stage.pool)
+    layers = [on_chip[i] for i in stage.layer_indices]
     kept = sum(
         layer.activation_bytes(
             *shape, **share, bytes_per_element=element, recompute=stage.recompute
@@ -70,11 +73,15 @@ def stage_memory(setting: Setting, pipeline: Pipeline, index: int) -> ChipMemory
     )
     # Without recompute the layer in backward already counts among the kept ones.
     transient = working if stage.recompute == "full" else 0.0
+    software = setting.software
+    if layers[-1].kind == "head":
+        logits = shape[0] * shape[1] * setting.model.vocab_size / stage.tensor_parallel
+        transient += software.loss_copies * logits * element
     return ChipMemory(
         weights=parameters * weight_bytes(setting),
         gradients=parameters * GRADIENT_BYTES,
         optimizer=parameters * OPTIMIZER_BYTES / (stage.data_parallel if stage.zero else 1),
-        activations=kept * max_in_flight(pipeline, index) + transient,
+        activations=kept * max_in_flight(pipeline, index) * (1 + software.cache_share) + transient,
         buffers=buffer_bytes(setting, pool, pipeline.micro_batch_size),
         capacity=pool.chip.memory_bytes * USABLE_SHARE,
     )

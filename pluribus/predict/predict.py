@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
-from pluribus.predict.compute import StageTime, optimizer_seconds
-from pluribus.predict.memory import stage_memory, stage_parameters
+from pluribus.predict.compute import StageTime
+from pluribus.predict.curves import lanes, message_flows, node_of, ring_flows
+from pluribus.predict.memory import GRADIENT_BYTES, stage_memory, stage_parameters
 from pluribus.predict.schedule import (
     Action,
     ActionKind,
@@ -122,27 +123,30 @@ def _durations(plan: Plan, setting: Setting, groups: Sequence[GradientGroup]) ->
             t.backward - t.weight_gradient for t in times
         )
         compute[(p, s), ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
-        compute[(p, s), ActionKind.STEP] = optimizer_seconds(
-            parameters, setting.pool(stage.pool).chip, setting.profile
+        compute[(p, s), ActionKind.STEP] = setting.update_seconds(
+            stage.pool, stage.layer_indices, stage.tensor_parallel, parameters
         )
 
     transfers: dict[tuple[Lane, Lane], float] = {}
+    software = setting.software
+    flows = message_flows(plan, software.scattered_messages)
 
     def transfer(source: Lane, target: Lane) -> float:
         if (source, target) not in transfers:
             pipeline = plan.pipelines[source[0]]
-            transfers[source, target] = message_seconds(
-                setting.boundary_bytes(pipeline),
-                pipeline.stages[source[1]].chips[0],
-                pipeline.stages[target[1]].chips[0],
-                setting.cluster,
-                setting.profile,
-            )
+            a, b = pipeline.stages[source[1]], pipeline.stages[target[1]]
+            parts = lanes(a, b, software.scattered_messages)
+            num_bytes = setting.boundary_bytes(pipeline)
+            at_once = max(flows.get(node_of(stage.chips[0]), parts) for stage in (a, b))
+            transfers[source, target] = software.message_byte_s * num_bytes + message_seconds(
+                num_bytes / parts, a.chips[0], b.chips[0], setting.cluster, setting.profile,
+                at_once,
+            )  # fmt: skip
         return transfers[source, target]
 
-    crossing = _crossings(plan, groups)
-    reduce = [_reduce_seconds(plan, setting, group, crossing) for group in groups]
-    return Durations(compute, transfer, reduce)
+    crossing, rings = _crossings(plan, groups), ring_flows(plan, groups)
+    reduce = [_reduce_seconds(plan, setting, group, crossing, rings) for group in groups]
+    return Durations(compute, transfer, reduce, blocking=software.blocking_messages)
 
 
 def _stage(plan: Plan, lane: Lane) -> Stage:
@@ -165,7 +169,13 @@ def _crossings(plan: Plan, groups: Sequence[GradientGroup]) -> int:
     return max(crossing, 1)
 
 
-def _reduce_seconds(plan: Plan, setting: Setting, group: GradientGroup, crossing: int) -> float:
+def _reduce_seconds(
+    plan: Plan,
+    setting: Setting,
+    group: GradientGroup,
+    crossing: int,
+    rings: Mapping[str, float],
+) -> float:
     """The sum of one group's gradients, in fp32. With unlike tensor-parallel degrees the stage
     with the fewest chips sets the bytes per chip."""
     stages = [_stage(plan, lane) for lane in group.holders]
@@ -173,8 +183,9 @@ def _reduce_seconds(plan: Plan, setting: Setting, group: GradientGroup, crossing
     layers = setting.model.layers
     parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in group.layers)
     chips = [stage.chips[0] for stage in stages]
-    return group_all_reduce_seconds(
-        parameters * 4, chips, setting.cluster, setting.profile, crossing
+    num_bytes = parameters * GRADIENT_BYTES
+    return setting.software.sum_byte_s * num_bytes + group_all_reduce_seconds(
+        num_bytes, chips, setting.cluster, setting.profile, crossing, rings
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pluribus.core.errors import PlanError
 from pluribus.hardware.cluster import Cluster, Pool
+from pluribus.model.layer import Layer
 from pluribus.model.model import Model
-from pluribus.predict.compute import StageTime, stage_time
+from pluribus.predict.compute import StageTime, stage_time, update_seconds
+from pluribus.predict.measured_layer import measured_layers, measured_model
+from pluribus.predict.software import PLURIBUS, Software
 from pluribus.spec.job import Job
 from pluribus.spec.plan import Pipeline, Plan, Stage
 from pluribus.spec.profile import Profile
@@ -18,15 +22,24 @@ class Setting:
     """One job on one cluster.
 
     Attributes:
+        model: with the sizes and names of layers that the profile has for them.
         profile: measured facts that replace formulas where it has them.
+        software: the program that will train.
     """
 
     job: Job
     model: Model
     cluster: Cluster
     profile: Profile | None = None
+    software: Software = PLURIBUS
+    _layers: dict[str, tuple[Layer, ...]] = field(default_factory=dict, compare=False, repr=False)
     _stage_times: dict[tuple, StageTime] = field(default_factory=dict, compare=False, repr=False)
     _pools: dict[str, Pool] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            model = measured_model(self.model, self.profile, self.sequence_length, self.precision)
+            object.__setattr__(self, "model", model)
 
     @classmethod
     def of_plan(cls, plan: Plan, profile: Profile | None = None) -> Setting:
@@ -72,6 +85,29 @@ class Setting:
         if address not in self._pools:
             self._pools[address] = self.cluster.pool(address)
         return self._pools[address]
+
+    def layers_on(self, pool: str) -> tuple[Layer, ...]:
+        """The model's layers with the sizes measured on the chips of a pool, if any were."""
+        if self.profile is None or not self.profile.sizes:
+            return self.model.layers
+        if pool not in self._layers:
+            self._layers[pool] = measured_layers(
+                self.model.layers, self.profile, self.pool(pool).chip.key, self.sequence_length,
+                self.precision,
+            )  # fmt: skip
+        return self._layers[pool]
+
+    def update_seconds(self, pool: str, layers: Sequence[int], tp: int, parameters: float) -> float:
+        """Seconds of the optimiser on a chip of a pool.
+
+        Args:
+            layers: indices of what the chip holds.
+            parameters: of it on the chip.
+        """
+        return update_seconds(
+            [self.model.layers[i] for i in layers], parameters, self.pool(pool).chip, tp,
+            self.sequence_length, self.precision, self.profile,
+        )  # fmt: skip
 
     def stage_time(self, stage: Stage, micro_batch_size: int) -> StageTime:
         """Seconds of one micro-batch on one stage."""

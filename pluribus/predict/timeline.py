@@ -97,12 +97,14 @@ class Durations:
         transfer: of a message from one stage to its neighbour: (from, to) -> seconds.
         reduce: of a gradient group, once its last member has come.
         send: what a send costs the sender itself.
+        blocking: whether both sides stand still while a message is under way.
     """
 
     compute: Mapping[tuple[Lane, ActionKind], float | tuple[float, ...]]
     transfer: Callable[[Lane, Lane], float]
     reduce: Sequence[float]
     send: float = 0.0
+    blocking: bool = False
 
 
 def simulate(
@@ -155,6 +157,7 @@ class _Run:
         pipeline, stage = lane
         actions, compute, ends = self._actions[lane], self._compute[lane], self.ends[lane]
         transfer, send = self._durations.transfer, self._durations.send
+        blocking = self._durations.blocking
         now = self._clock[lane]
         for position in range(len(ends), len(actions)):
             action = actions[position]
@@ -169,7 +172,8 @@ class _Run:
                 if sent is None:
                     self._waiting[message] = lane
                     break
-                end = sent if sent > now else now
+                ready = now + transfer(peer, lane) if blocking else now
+                end = sent if sent > ready else ready
             elif kind is _SEND_ACTIVATION or kind is _SEND_GRADIENT:
                 gradient = kind is _SEND_GRADIENT
                 peer = (pipeline, stage - action.hop if gradient else stage + action.hop)
@@ -179,7 +183,7 @@ class _Run:
                 self._arrived[message] = done
                 if message in self._waiting:
                     self.ready.append(self._waiting.pop(message))
-                end = now + send
+                end = done if blocking else now + send
             else:
                 summed = self._reduce(lane, action.index, now)
                 if summed is None:
