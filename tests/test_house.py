@@ -177,10 +177,13 @@ COMMAND_LINE = {
     "plan": ["--cluster", "--json", "--out", "--profile", "job"],
     "predict": ["--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
-    "profile": ["--cluster", "--json", "--out", "job"],
+    "profile": [
+        "--chip", "--cluster", "--import", "--json", "--model", "--out", "--precision",
+        "--sequence-length", "job",
+    ],
     "report": ["--json", "folder"],
     "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
-}
+}  # fmt: skip
 
 
 def test_the_commands() -> None:

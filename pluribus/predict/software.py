@@ -87,6 +87,6 @@ FSDP = Software(
 # al. 2025 ("Sailor", SOSP) publish.
 MEGATRON_DEEPSPEED = Software(
     flash_attention=False, sequence_parallel=False, weight_bytes=4, optimizer_bytes=8,
-    blocking_messages=True, scattered_messages=True, message_byte_s=3e-11, sum_byte_s=1e-10,
+    blocking_messages=True, scattered_messages=True, message_byte_s=4e-11, sum_byte_s=1e-10,
     cache_share=0.1, loss_copies=2.0,
 )  # fmt: skip
