@@ -42,9 +42,10 @@ def read_grid(grid: Mapping[int, Mapping[int, float]], tp: int, micro_batch: int
     for degree, row in grid.items():
         if micro_batch in row or len(row) > 1:
             rows[degree] = _over_micro_batches(row, micro_batch)
-    if tp in grid and rows:  # one point of this degree, and other degrees show how it grows
+    curves = [degree for degree, row in grid.items() if len(row) > 1]
+    if tp in grid and curves:  # one point of this degree, and others show how it grows
         ((size, value),) = grid[tp].items()
-        near = min(rows, key=lambda degree: abs(math.log(degree / tp)))
+        near = min(curves, key=lambda degree: abs(math.log(degree / tp)))
         growth = rows[near].value / max(_over_micro_batches(grid[near], size).value, 1e-12)
         return Reading(value * growth, BEYOND_SPREAD)
     if len(rows) < 2:
