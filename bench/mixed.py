@@ -1,6 +1,6 @@
 """Two unlike chips of this machine: each alone, the even split, our plan.
 
-    .venv/bin/python bench/mixed.py [--repeats 3] [--tokens 8192] [--json FILE]
+    .venv/bin/python bench/mixed.py [--repeats 3] [--tokens 16384] [--json FILE]
 
 Every repeat profiles, plans, and runs all of them once, in turn, so that a slow minute of the
 machine touches all alike; the table shows medians over repeats. "aggregation" is the plan's
@@ -39,7 +39,7 @@ console = Console(width=110, highlight=False)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=8192, help="global batch")
+    parser.add_argument("--tokens", type=int, default=16384, help="global batch")
     parser.add_argument("--apart", action="store_true", help="chips run alone one by one")
     parser.add_argument("--json", type=Path, help="write the medians to this file")
     arguments = parser.parse_args()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pluribus.cli.live import TrainView
 from pluribus.cli.output import console, print_comparison, print_json, print_plan, say
@@ -84,7 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from pluribus.measure.host import look_at_host
+
     begin = time.monotonic()
+    # Only the result goes to stdout then.
+    console.stderr = arguments.json
+    busy, cores = os.getloadavg()[0], len(look_at_host().cores)
+    if busy > cores / 2:
+        say(f"this machine works on other things (load {busy:.1f} on {cores} cores): expect less")
     demo = Demo(Path(arguments.folder), begin + arguments.seconds)
     demo.prepare()
     demo.plan()
@@ -186,13 +195,23 @@ class Demo:
         return rows
 
     def train(self) -> list[Measurement]:
-        """The plan, to the end of its steps or to Ctrl-C; one measurement if it made two."""
+        """The plan, to the end of its steps, of the time, or to Ctrl-C; one measurement if it
+        made two steps."""
         from pluribus.train.compare import measurement
-        from pluribus.train.run import train
+        from pluribus.train.run import StopRequest, train
 
         console.rule("[bold]6 train: all chips on one model", align="left")
+        stop = StopRequest()
         with TrainView(self.best) as view:
-            result = train(self.best, self.folder, listener=view.listen, progress=say)
+
+            def listen(event: dict[str, Any]) -> None:
+                view.listen(event)
+                # A machine with other work makes fewer steps than it was predicted to.
+                if time.monotonic() > self.deadline and not stop.asked:
+                    say("the time is up")
+                    stop.ask()
+
+            result = train(self.best, self.folder, listener=listen, progress=say, stop=stop)
         self.checkpoint = result.checkpoint
         if len(result.steps) < 2:
             return []

@@ -129,6 +129,13 @@ class Fabric:
             else:
                 dist.all_reduce(tensor, group=group.handle)
 
+    def largest(self, value: float) -> float:
+        """The largest value any rank of the world calls this with; waits for all of them."""
+        tensor = torch.tensor(value, dtype=torch.float64)
+        with _peers():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
     def barrier(self) -> None:
         """Waits for every rank."""
         with _peers():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -156,23 +155,44 @@ class Bench:
         """Steps of one round."""
         return len(self._entries) + 1
 
-    def rounds(self) -> Iterator[None]:
-        """Times every entry once per round, without end; control returns after each entry.
+    def rounds(self, count: int, slowest: Callable[[float], float] = float) -> Iterator[None]:
+        """Times every entry at least once per round; control returns after each entry.
 
-        The first round does not count: kernels load, and the optimiser makes its state.
+        The round before the first does not count: kernels load, and the optimiser makes its state.
+
+        Args:
+            count: rounds that count.
+            slowest: called before each entry with what it took the last time; returns when every
+                chip is there, with the longest of their times. A chip repeats the entry until
+                that time is over: all then work on the same entry, as they do in training, and
+                none on a machine that waits for others.
         """
-        for count in itertools.count():
-            for layer, size in self._entries:
-                with _memory(f"layer {layer} with {size} × {self._sequence_length} tokens"):
-                    bench = self._layers[layer]
-                    seconds = bench.run(*bench.inputs(size, self._sequence_length))
-                if count:
-                    self.layer_samples[layer, size].append(seconds)
+        last: dict[tuple[int, int] | None, float] = {}
+        for number in range(count + 1):
+            for entry in (*self._entries, None):
+                pace = slowest(last.get(entry, 0.0))
+                start = time.perf_counter()
+                spent = took = 0.0
+                while spent + took / 2 <= pace or not took:
+                    began = time.perf_counter()
+                    self._once(entry, counts=number > 0)
+                    took = time.perf_counter() - began
+                    spent = time.perf_counter() - start
+                last[entry] = took
                 yield
+
+    def _once(self, entry: tuple[int, int] | None, *, counts: bool) -> None:
+        if entry is None:
             update = self._optimizer.run()
-            if count:
+            if counts:
                 self.optimizer_samples.append(update)
-            yield
+            return
+        layer, size = entry
+        with _memory(f"layer {layer} with {size} × {self._sequence_length} tokens"):
+            bench = self._layers[layer]
+            seconds = bench.run(*bench.inputs(size, self._sequence_length))
+        if counts:
+            self.layer_samples[entry].append(seconds)
 
 
 @contextmanager

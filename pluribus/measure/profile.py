@@ -17,7 +17,7 @@ from pluribus.core.schema import to_table
 from pluribus.core.units import DTYPE_BYTES, MIB
 from pluribus.hardware.cluster import Cluster
 from pluribus.hardware.pool import Pool
-from pluribus.measure.tasks import ENOUGH, LayerTask, ProfileTask, World
+from pluribus.measure.tasks import LayerTask, ProfileTask, World
 from pluribus.model.model import Model
 from pluribus.nn.config import DecoderConfig
 from pluribus.spec.job import Job
@@ -197,9 +197,6 @@ def _listen(
         match event["event"]:
             case "step":
                 shares[rank] = event["done"] / event["of"]
-                if min(shares.values()) == 1.0:
-                    for other in shares:
-                        ranks.tell(other, ENOUGH)
                 progress("timing layers", _LAYERS_SHARE * min(shares.values()))
             case "times":
                 times[rank] = event

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-ENOUGH = "enough"  # the launcher's word that every rank has its timings
-
 
 @dataclass(frozen=True, kw_only=True)
 class World:

@@ -18,7 +18,7 @@ from pluribus.measure.fit import spread
 from pluribus.measure.layers import Bench
 from pluribus.measure.links import time_links
 from pluribus.measure.rates import copy_bytes_per_s, matmul_rates
-from pluribus.measure.tasks import ENOUGH, ProfileTask, RatesTask, World
+from pluribus.measure.tasks import ProfileTask, RatesTask, World
 from pluribus.nn.config import DecoderConfig
 from pluribus.predict.collectives import ALL_REDUCE, POINT_TO_POINT
 
@@ -87,9 +87,7 @@ def _profile(line: RankLine, task: ProfileTask) -> None:
             task.precision,
             device,
         )
-        if fabric is not None:
-            fabric.barrier()
-        _time_layers(line, task, bench)
+        _time_layers(line, task, bench, fabric)
         if fabric is not None:
             operations = {
                 POINT_TO_POINT: (task.message_bytes, _MESSAGE_REPEATS * task.repeats),
@@ -99,15 +97,11 @@ def _profile(line: RankLine, task: ProfileTask) -> None:
                 line.report("link", **link._asdict())
 
 
-def _time_layers(line: RankLine, task: ProfileTask, bench: Bench) -> None:
-    """Times rounds until every chip has enough of them: a chip that stopped early would leave
-    the others a machine as quiet as it never is in training."""
-    enough = (task.repeats + 1) * bench.num_steps  # the first round warms up
-    for done, _ in enumerate(bench.rounds(), start=1):
-        if done <= enough:
-            line.report("step", done=done, of=enough)
-        elif line.told(ENOUGH):
-            break
+def _time_layers(line: RankLine, task: ProfileTask, bench: Bench, fabric: Fabric | None) -> None:
+    steps = (task.repeats + 1) * bench.num_steps  # one round warms up
+    slowest = float if fabric is None else fabric.largest
+    for done, _ in enumerate(bench.rounds(task.repeats, slowest), start=1):
+        line.report("step", done=done, of=steps)
     layers = []
     for layer in task.layers:
         for size in task.micro_batches:
