@@ -149,7 +149,8 @@ class ForeignProfile:
             value = getattr(row, name)
             if isinstance(value, bool):
                 continue
-            if isinstance(value, int) and value < 1 and name != "parameters":
+            counts = name == "chips" or name in ("tensor_parallel", "micro_batch")
+            if counts and value < 1:
                 raise self.error(f"{at}.{name}", value, "Write a whole number of at least 1.")
             if isinstance(value, (int, float)) and not 0 <= value < math.inf:
                 raise self.error(f"{at}.{name}", value, "Write zero or a number above it.")

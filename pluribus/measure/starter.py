@@ -111,7 +111,7 @@ def chip_of(key: str, profile: Profile, first: ForeignProfile) -> Chip:
         for i in indices(time.layer) or ()
         if time.update and i in parameters
     ]
-    stated = re.search(r"(\d+)\s*(?:g|gb|gib)?$", key.lower())
+    stated = re.search(r"[-_ ](\d+)(?:g|gb|gib)?$", key.lower())
     gib = float(stated[1]) if stated and 4 <= int(stated[1]) <= 512 else _held(times, profile)
     return Chip(
         key=key, vendor="own", name=key, device="cuda", collective_library="nccl",

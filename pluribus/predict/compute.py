@@ -4,6 +4,7 @@ operators, each by its shape (`operators.py`)."""
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,11 @@ from pluribus.model.layer import Layer
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
 from pluribus.predict.calibration import IDENTITY, Calibration
 from pluribus.predict.collectives import collective_seconds
-from pluribus.predict.grid import read_grid, read_share
+from pluribus.predict.grid import BEYOND_SPREAD, read_grid, read_share
 from pluribus.predict.link_classes import links_of
 from pluribus.predict.operators import Work, operator_work
 from pluribus.predict.software import PLURIBUS, Software
-from pluribus.spec.profile import Profile
+from pluribus.spec.profile import Grid, Profile
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
@@ -89,13 +90,45 @@ def layer_time(
     profile: Profile | None,
     calibration: Calibration = IDENTITY,
 ) -> StageTime:
-    """Seconds of one layer for one micro-batch, with its tensor-parallel sums."""
-    measured = profile and measured_time(
-        profile, layer, pool.chip.key, micro_batch, sequence_length, tp, precision
+    """Seconds of one layer for one micro-batch, with its tensor-parallel sums.
+
+    Measured if the profile has the layer on the chip: at this shape, or read between and beyond
+    the shapes it has; a lone one grows to others as the formula does.
+    """
+    grid = (
+        profile.layer_grid(pool.chip.key, layer.signature, sequence_length, precision)
+        if profile
+        else {}
     )
+    measured = measured_time(grid, tp, micro_batch)
     if measured:
         share = _weight_gradient_share(layer, micro_batch, sequence_length, tp)
         return replace(measured, weight_gradient=measured.backward * share)
+    formula = _formula_time(layer, pool, micro_batch, sequence_length, tp, precision, calibration)
+    if not grid:
+        return formula
+    degree = min(grid, key=lambda known: abs(math.log(known / tp)))
+    size = min(grid[degree], key=lambda known: abs(math.log(known / micro_batch)))
+    at, point = (size, sequence_length, degree), grid[degree][size]
+    anchor = _formula_time(layer, pool, *at, precision, calibration)
+    ahead = point.forward / anchor.forward if anchor.forward else 1.0
+    back = point.backward / anchor.backward if anchor.backward else 1.0
+    return StageTime(
+        formula.forward * ahead, formula.backward * back, point.spread + BEYOND_SPREAD,
+        formula.weight_gradient * back,
+    )  # fmt: skip
+
+
+def _formula_time(
+    layer: Layer,
+    pool: Pool,
+    micro_batch: int,
+    sequence_length: int,
+    tp: int,
+    precision: str,
+    calibration: Calibration,
+) -> StageTime:
+    """The sum of a layer's operators and its tensor-parallel sums."""
     ahead, back, weights = layer_work(
         layer, pool.chip, (micro_batch, sequence_length, tp), precision
     )
@@ -109,37 +142,28 @@ def layer_time(
     return StageTime(forward, backward, spread, weights * calibration.matmul)
 
 
-def measured_time(
-    profile: Profile,
-    layer: Layer,
-    chip: str,
-    micro_batch: int,
-    sequence_length: int,
-    tp: int,
-    precision: str,
-) -> StageTime | None:
-    """A layer's measured seconds, read between and beyond the shapes that were measured.
+def measured_time(grid: Grid, tp: int, micro_batch: int) -> StageTime | None:
+    """Measured seconds at a shape, or read between and beyond the shapes of the grid.
 
     Returns:
-        None where the profile has nothing of the layer on this chip, or one lone point elsewhere.
+        None where nothing was measured, or one lone point elsewhere.
     """
-    grid = profile.layer_grid(chip, layer.signature, sequence_length, precision)
     point = grid.get(tp, {}).get(micro_batch)
     if point:
         return StageTime(point.forward, point.backward, point.spread)
-    parts = [
+    forward, backward = (
         read_grid(
             {t: {b: getattr(time, part) for b, time in row.items()} for t, row in grid.items()},
             tp,
             micro_batch,
         )
         for part in ("forward", "backward")
-    ]
-    if not parts[0] or not parts[1]:
+    )
+    if not forward or not backward:
         return None
     own = max(time.spread for row in grid.values() for time in row.values())
-    forward, backward = parts[0].value, parts[1].value
-    return StageTime(forward, backward, own + max(parts[0].spread, parts[1].spread))
+    spread = own + max(forward.spread, backward.spread)
+    return StageTime(forward.value, backward.value, spread)
 
 
 @functools.lru_cache(maxsize=4096)

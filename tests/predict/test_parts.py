@@ -159,8 +159,18 @@ def test_a_measured_layer_replaces_the_roofline_where_it_was_measured() -> None:
     assert forward == pytest.approx(plain_forward + 2 * (3 - formula.forward))
     assert backward == pytest.approx(plain_backward + 2 * (5 - formula.backward))
     assert 0.01 < spread < 0.011  # weighted by time: the blocks are nearly all of it
-    for elsewhere in ({"chip": "slow"}, {"micro_batch": 2}, {"precision": "fp32"}):
+    for elsewhere in ({"chip": "slow"}, {"precision": "fp32"}, {"sequence_length": 64}):
         assert times(profile_of(block.signature, **elsewhere)) == times()
+
+
+def test_a_lone_measurement_grows_to_other_shapes_as_the_formula_does() -> None:
+    block = MODEL.layers[1]
+    profile = profile_of(block.signature, micro_batch=2)
+    time = layer_time(block, POOL, 1, SEQUENCE, 1, "bf16", profile)
+    one, two = (layer_time(block, POOL, size, SEQUENCE, 1, "bf16", None) for size in (1, 2))
+    assert time.forward == pytest.approx(3 * one.forward / two.forward)
+    assert time.backward == pytest.approx(5 * one.backward / two.backward)
+    assert time.spread > 0.01
 
 
 def test_recompute_runs_the_forward_of_blocks_again() -> None:
