@@ -243,6 +243,10 @@ def plan_of(
         raise ConfigError(f"stages of {sorted(replicas)} replicas share {row.batch} sequences")
     count = replicas.pop()
     key_of, site = chip_namer({}), site_of(profile)
+    measured = {time.chip for time in profile.layers}
+    for gpu in {gpu for stage in row.stages for gpu, _ in stage}:
+        if key_of(gpu) not in measured:
+            raise ConfigError(f"no times of {gpu} among those of {', '.join(sorted(measured))}")
     nodes: Counter[tuple[str, int]] = Counter()
     pipelines = []
     for replica in range(count):

@@ -177,6 +177,12 @@ def check_job(
         f"{chip} was not measured: formulas say its times" for chip in sorted(chips - measured)
     ]
     notes += [f"{chip} was measured, but the cluster has none" for chip in sorted(measured - chips)]
+    notes += [
+        f"{pool.address} stays out: {pool.chip.key} has no rate in {first.precision}; give the "
+        f"chip as a table with its {first.precision} rate in measured_tflops"
+        for pool in cluster.pools
+        if pool.chip.key in measured and not pool.chip.supports(first.precision)
+    ]
     parameters, sizes = model.num_parameters, [s for s in profile.sizes if s.tensor_parallel == 1]
     if sizes:
         from pluribus.predict.measured_layer import measured_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pluribus.core.errors import ConfigError
@@ -97,14 +98,22 @@ recompute = "none"
 
 
 def chip_of(key: str, profile: Profile, first: ForeignProfile) -> Chip:
-    """A chip of the catalogue, or one with what its measurements show of it: rates it reached,
-    and the memory that its name says or that its largest shape must have had."""
-    catalogue = load_catalogue()
-    if key in catalogue:
-        return catalogue[key]
+    """A chip of the catalogue, with the rate it reached where its entry lacks the precision; or
+    one with what its measurements show of it: rates, and the memory that its name says or that
+    its largest shape must have had."""
     times = [time for time in profile.layers if time.chip == key]
     parameters = parameters_by_layer(profile)
     flops = _best(times, parameters, first)
+    reached = {first.precision: round(max(flops / 1e12, 0.1), 2)}
+    known = load_catalogue().get(key)
+    if known is not None:
+        if known.supports(first.precision):
+            return known
+        lacked = tuple(d for d in known.unsupported_dtypes if d != first.precision)
+        return replace(
+            known, measured_tflops={**known.measured_tflops, **reached}, unsupported_dtypes=lacked,
+            note=f"{first.precision} from the imported times: reached at least. {known.note}",
+        )  # fmt: skip
     updates = [
         28 * parameters[i] / time.tensor_parallel / time.update
         for time in times
@@ -116,7 +125,7 @@ def chip_of(key: str, profile: Profile, first: ForeignProfile) -> Chip:
     return Chip(
         key=key, vendor="own", name=key, device="cuda", collective_library="nccl",
         memory_gib=round(gib, 1), memory_gbytes_per_s=round(max([1e11, *updates]) / 1e9, 1),
-        measured_tflops={first.precision: round(max(flops / 1e12, 0.1), 2)},
+        measured_tflops=reached,
         source=first.source,
         note="from the imported times: the rates it reached at least, and the memory that its "
         "name or its largest shape tells; correct them if you know better",

@@ -12,6 +12,7 @@ import pytest
 
 from pluribus.core.errors import ConfigError, MissingFileError
 from pluribus.core.io import write_json
+from pluribus.hardware.catalogue import load_catalogue
 from pluribus.hardware.cluster import Cluster
 from pluribus.measure.foreign import ForeignProfile, to_profile
 from pluribus.measure.imported import Defaults, chip_namer, find, profile_of
@@ -276,6 +277,16 @@ def test_an_unknown_chip_is_what_its_times_show(tmp_path: Path) -> None:
     assert chip_of("T4", profile, found.first).memory_gib == 16
     cluster = starter_cluster(profile, found.first)
     assert Cluster.from_table(cluster.to_table(), "f").pools[0].chip == chip
+
+
+def test_a_measured_chip_has_the_precision_it_was_measured_in(tmp_path: Path) -> None:
+    rows = [{**row, "chip": "RTX-4090"} for row in FOREIGN["times"]]
+    write_json(tmp_path / "f.json", {**FOREIGN, "times": rows})
+    found = find([tmp_path / "f.json"])
+    (pool,) = starter_cluster(profile_of(found), found.first).pools
+    assert not load_catalogue()["nvidia-rtx-4090"].supports("fp32")
+    assert pool.chip.supports("fp32")
+    assert pool.chip.memory_gib == 24
 
 
 def test_a_starter_needs_sizes(sailor: Path) -> None:
