@@ -180,19 +180,16 @@ COMMAND_LINE = {
     "plan": ["--calibration", "--cluster", "--json", "--out", "--profile", "job"],
     "predict": ["--calibration", "--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
-    "profile": ["--cluster", "--from-aic", "--json", "--operators", "--out", "job"],
+    "profile": [
+        "--chip", "--cluster", "--from-aic", "--import", "--json", "--model", "--operators",
+        "--out", "--precision", "--sequence-length", "job",
+    ],
     "replan": [
-        "--gained",
-        "--json",
-        "--lasting-steps",
-        "--lost",
-        "--out",
-        "--slower",
-        "plan",
+        "--gained", "--json", "--lasting-steps", "--lost", "--out", "--slower", "plan",
     ],
     "report": ["--json", "folder"],
     "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
-}
+}  # fmt: skip
 
 
 def test_the_commands() -> None:

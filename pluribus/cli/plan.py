@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     job, cluster = load_job(arguments)
-    profile = load_profile(arguments.profile, arguments.job, cluster)
+    profile = load_profile(arguments.profile, arguments.job, job, cluster)
     if profile is None:
         say("no profile: predicting by formulas from datasheets and published measurements")
     result = plan(
