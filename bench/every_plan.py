@@ -377,7 +377,7 @@ class _Search:
         self, taken: np.ndarray, value: np.ndarray, most: np.ndarray
     ) -> Iterator[tuple[int, ...]]:
         """Every set of columns, each any number of times, that delivers the batch."""
-        count, limit = 0, 40 * self.most
+        count, limit = 0, 200 * self.most
 
         def grow(
             start: int, free: np.ndarray, missing: int, chosen: tuple[int, ...]

@@ -68,7 +68,7 @@ def main() -> None:
             else:
                 gap = known / truth.seconds - 1
                 gaps.append(gap if gap > EQUAL else 0.0)
-                bound = bound_of(plan)
+                bound = plan.lower_bound_seconds
                 told = f"gap {gaps[-1]:.3%}, {truth.timed} timed, {truth.columns} columns"
                 if bound is not None:
                     bounded += 1
@@ -98,12 +98,6 @@ def main() -> None:
 def seconds_of(plan: Plan) -> float:
     assert plan.prediction is not None
     return plan.prediction.step_seconds.mid
-
-
-def bound_of(plan: Plan) -> float | None:
-    """The step that the planner proves no plan to go below."""
-    optimality = getattr(plan, "optimality", None)
-    return optimality.bound_seconds if optimality else None
 
 
 def small_setting(seed: int) -> Setting:

@@ -177,7 +177,10 @@ COMMAND_LINE = {
     "aggregator": ["--host", "--port", "--ranks", "--token-file"],
     "demo": ["--folder", "--json", "--seconds"],
     "calibrate": ["--json", "--out", "runs"],
-    "plan": ["--calibration", "--cluster", "--json", "--out", "--profile", "job"],
+    "plan": [
+        "--calibration", "--cluster", "--html", "--json", "--out", "--pareto", "--profile",
+        "--trial", "--trial-steps", "job",
+    ],
     "predict": ["--calibration", "--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
     "profile": [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,9 +13,12 @@ from rich.table import Table
 
 from pluribus.core.units import GIB, format_seconds
 from pluribus.predict.setting import Setting
-from pluribus.spec.plan import Plan
+from pluribus.spec.plan import Pipeline, Plan
 from pluribus.spec.prediction import Breakdown
 from pluribus.spec.run import Comparison
+
+if TYPE_CHECKING:
+    from pluribus.train.trial import Trial
 
 # Piped output keeps a fixed width, so that tables do not depend on who reads them.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
@@ -40,23 +44,26 @@ def print_plan(plan: Plan) -> None:
     stages.add_column("stage", no_wrap=True)
     stages.add_column("chips", no_wrap=True)
     stages.add_column("layers")
-    for name in ("micro-batches", "fwd + bwd", "busy", "memory"):
+    for name in ("batches", "fwd + bwd", "busy", "memory, GiB"):
         stages.add_column(name, justify="right")
     for p, pipeline, copies in _distinct(plan):
         stages.add_section()
-        for s, stage in enumerate(pipeline.stages):
-            row = prediction.stages[p][s]
-            count = f"{len(stage.chips)} × " if len(stage.chips) > 1 else ""
-            batches = f"{pipeline.micro_batches} of {pipeline.micro_batch_size}"
+        for alike in _alike(pipeline):
+            rows = [prediction.stages[p][s] for s in alike]
+            first, last = pipeline.stages[alike[0]], pipeline.stages[alike[-1]]
+            numbers = f"{p + 1}.{alike[0] + 1}" + (f"–{alike[-1] + 1}" if len(alike) > 1 else "")
+            count = f"{len(first.chips)} × " if len(first.chips) > 1 else ""
+            layers = setting.model.describe_layers(first.layers[0], last.layers[1])
+            layers += f", {first.num_layers} each" if len(alike) > 1 else ""
             stages.add_row(
-                f"{p}.{s}" + (f" × {copies}" if copies > 1 else ""),
-                f"{count}{stage.pool}",
-                setting.model.describe_layers(*stage.layers)
-                + (", recompute" if stage.recompute == "full" else ""),
-                batches,
-                format_seconds(row.forward + row.backward),
-                f"{row.busy:.0%}",
-                f"{row.memory.total / GIB:.1f} of {row.memory.capacity / GIB:.1f} GiB",
+                numbers + (f" × {copies}" if copies > 1 else ""),
+                f"{count}{first.pool}",
+                layers + (", recompute" if first.recompute == "full" else ""),
+                f"{pipeline.micro_batches} of {pipeline.micro_batch_size}",
+                _between([row.forward + row.backward for row in rows], format_seconds),
+                _between([row.busy for row in rows], lambda share: f"{share:.0%}"),
+                _between([row.memory.total / GIB for row in rows], lambda gib: f"{gib:.3g}")
+                + f" of {rows[0].memory.capacity / GIB:.3g}",
             )
     console.print(stages)
     step = prediction.step_seconds
@@ -94,6 +101,31 @@ def print_plan(plan: Plan) -> None:
     _print_alternatives(plan)
     for line in plan.explanation:
         console.print(f"note: {line}")
+
+
+def _alike(pipeline: Pipeline) -> list[list[int]]:
+    """Neighbouring stages that use like chips alike and hold as many layers share a row."""
+    rows: list[list[int]] = []
+    before = None
+    for s, stage in enumerate(pipeline.stages):
+        use = (stage.pool, len(stage.chips), stage.tensor_parallel, stage.recompute,
+               stage.num_layers, bool(stage.chunks) and s)  # fmt: skip
+        if use == before:
+            rows[-1].append(s)
+        else:
+            rows.append([s])
+        before = use
+    return rows
+
+
+def _between(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """The least and the largest of some values, once if they read the same."""
+    low, high = show(min(values)), show(max(values))
+    if low == high:
+        return low
+    # 144.5–145.9 ms, 81–82%: the unit once where it is the same.
+    unit = high.lstrip("0123456789.,")
+    return f"{low.removesuffix(unit)}–{high}"
 
 
 def _distinct(plan: Plan) -> list[tuple[int, Any, int]]:
@@ -185,6 +217,30 @@ def _print_alternatives(plan: Plan) -> None:
             style="bold" if row.chosen else None,
         )
     console.print(table)
+
+
+def print_trial(trial: Trial) -> None:
+    """Plans that ran for a few steps: predicted and measured, and which is kept."""
+    table = Table(title="Tried on this machine", title_justify="left")
+    table.add_column("plan", overflow="fold")
+    for name in ("predicted", "measured", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("chips against their profile", overflow="fold")
+    for row in trial.tried:
+        names = [a.name for a in row.plan.alternatives if a.chosen]
+        chips = ", ".join(f"{chip} × {ratio:.2f}" for chip, ratio in row.ratios.items())
+        kept = row.plan.pipelines == trial.best.pipelines
+        table.add_row(
+            escape(row.measured.name + (f": {names[0]}" if names else "")),
+            format_seconds(row.measured.predicted_seconds),
+            f"{format_seconds(row.measured.measured_seconds)} ± {row.measured.spread:.0%}",
+            f"{row.measured.prediction_error:+.1%}",
+            chips,
+            style="bold" if kept else None,
+        )
+    console.print(table)
+    for number, why in trial.refused:
+        console.print(f"plan {number} was not tried: {why}")
 
 
 def print_comparison(comparison: Comparison) -> None:

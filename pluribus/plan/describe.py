@@ -32,7 +32,8 @@ def _shape(pipeline: Pipeline) -> str:
         layers = "/".join(str(stage.num_layers) for stage in stages)
         if len(stages) > 4:
             sizes = [stage.num_layers for stage in stages]
-            layers = f"{len(stages)} stages of {min(sizes)}–{max(sizes)}"
+            low, high = min(sizes), max(sizes)
+            layers = f"{len(stages)} stages of {low if low == high else f'{low}–{high}'}"
         tp = stages[0].tensor_parallel
         parts.append(f"{pool.split('/')[1]}{f' tp{tp}' if tp > 1 else ''} {layers} layers")
     recompute = ", recompute" if pipeline.stages[0].recompute == "full" else ""

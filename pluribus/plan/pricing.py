@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.plan.columns import Column, StageChoice
-from pluribus.plan.prices import Array, Hops, Prices
+from pluribus.plan.prices import MANY, Array, Hops, Prices
 
 _ALIKE = 1.6  # caps within this ratio go through the table together
 

@@ -17,6 +17,7 @@ from pluribus.plan.bound import Bound
 from pluribus.plan.candidates import cheap_teams, column_of, estimate, teams
 from pluribus.plan.columns import PipelineClass, Team
 from pluribus.plan.describe import name_of, reason_against
+from pluribus.plan.explain import explain
 from pluribus.plan.generate import Generator
 from pluribus.plan.refusal import no_arithmetic, refusal
 from pluribus.plan.rounding import deal
@@ -99,11 +100,11 @@ class Search:
             for item in order
             if item is even or any(item is other for other in shown)
         ]
+        plan = replace(chosen.plan, prediction=chosen.forecast.prediction)
         return replace(
-            chosen.plan,
-            prediction=chosen.forecast.prediction,
+            plan,
             alternatives=tuple(rows),
-            explanation=tuple(self._explain(chosen)),
+            explanation=(*self._explain(chosen), *explain(plan, self.setting)),
             lower_bound_seconds=self._bound(chosen),
             node_values=self._node_values(),
         )
@@ -128,6 +129,17 @@ class Search:
             return None
         self.progress("a bound on every plan")
         return min(Bound(self.generator).seconds(self._deadline), chosen.seconds)
+
+    def best_few(self, count: int) -> tuple[Plan, ...]:
+        """The best plan and those that come next, each a way of its own to use the pools."""
+        best = self.best()
+        alone = best.prediction.alone_tokens_per_s if best.prediction else {}
+        order = one_of_each_way(ordered(self._scored, self.setting, robust=self.robust))
+        plans = {best.digest: best}
+        for item in order:
+            prediction = with_alone(item, alone).forecast.prediction
+            plans.setdefault(item.plan.digest, replace(item.plan, prediction=prediction))
+        return tuple(plans.values())[:count]
 
     def alone(self, pool: str) -> Plan | None:
         """The fastest plan on one pool by itself; None when the model does not fit there."""

@@ -25,14 +25,21 @@ def measure_plan(
     steps: int = 3,
     listener: Callable[[dict[str, Any]], None] = lambda _: None,
     stop: StopRequest | None = None,
+    timeline_every: int = 10**9,
 ) -> Measurement:
     """Runs a plan for ``steps`` steps after warming up, without checkpoints.
+
+    Args:
+        timeline_every: see `RunOptions`; by default no rank reports its actions.
 
     Raises:
         KeyboardInterrupt: the user stopped it.
     """
     options = RunOptions(
-        steps=steps + WARM_UP_STEPS, checkpoints=False, resume=False, timeline_every=10**9
+        steps=steps + WARM_UP_STEPS,
+        checkpoints=False,
+        resume=False,
+        timeline_every=timeline_every,
     )
     result = train(plan, folder, options=options, listener=listener, stop=stop)
     if result.stopped:

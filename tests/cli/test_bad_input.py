@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pluribus.cli.main import main
+from pluribus.hardware.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 def complaint(folder: Path, capsys: pytest.CaptureFixture[str], command: str = "plan") -> str:
     """The message of a command that must fail."""
-    name = {"plan": "job.toml", "train": "plan.json", "report": ""}[command]
+    name = {"plan": "job.toml", "train": "plan.json", "predict": "plan.json", "report": ""}[command]
     assert main([command, str(folder / name)]) == 2
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
@@ -160,6 +161,55 @@ def test_a_plan_of_another_version_is_refused(
     message = complaint(folder, capsys, "train")
     assert "plan.json" in message
     assert "version 99" in message
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_a_plan_edited_by_hand_is_read_against_the_laws(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main(["plan", str(folder / "job.toml")]) == 0
+    capsys.readouterr()
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["pipelines"][0]["stages"][0]["layers"] = [0, 5]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    message = complaint(folder, capsys, command)
+    assert (
+        "plan.json: the plan is not valid: pipelines[0]: layers [5, 6] are in no stage" in message
+    )
+    assert "plan again: pluribus plan job.toml" in message
+
+
+def test_a_plan_that_does_not_fit_can_be_predicted_but_not_trained(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(folder / "job.toml", "sequence_length = 32", "sequence_length = 16")
+    assert main(["plan", str(folder / "job.toml")]) == 0
+    plan = json.loads((folder / "plan.json").read_text())
+    pipeline = plan["pipelines"][0]
+    sequences = pipeline["micro_batch_size"] * pipeline["micro_batches"]
+    plan["cluster"]["pool"][0]["chip"]["memory_gib"] = 0.41
+    cluster = Cluster.from_table(plan["cluster"], file="plan.json")
+    plan["cluster_digest"] = cluster.digest
+    pipeline.update(micro_batch_size=sequences, micro_batches=1)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    capsys.readouterr()
+    assert main(["predict", str(folder / "plan.json")]) == 0
+    assert "does not fit: pipelines[0].stages[0]: needs" in capsys.readouterr().out
+    assert "GiB on each small, which has 0.4 GiB" in complaint(folder, capsys, "train")
+
+
+@pytest.mark.parametrize("options", [["--trial", "0"], ["--trial", "2", "--trial-steps", "0"]])
+def test_a_trial_of_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    assert main(["plan", str(folder / "job.toml"), *options]) == 2
+    assert "Give whole numbers from 1." in capsys.readouterr().err
+
+
+def test_a_front_needs_prices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    front = str(folder / "front.html")
+    assert main(["plan", str(folder / "job.toml"), "--pareto", front]) == 2
+    assert "the cluster has no prices" in capsys.readouterr().err
 
 
 def test_a_plan_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,7 @@ def test_a_pool_without_the_precision_is_reported_unused() -> None:
     setting = make_setting([make_pool("a"), make_pool("b", old, nodes=2)])
     plan = Search(setting).best()
     check_plan(plan, setting)
-    assert plan.explanation == ("2 of 2 chips of here/b unused: old has no bf16",)
+    assert plan.explanation[0] == "2 of 2 chips of here/b unused: old has no bf16"
     assert plan.prediction is not None
     assert list(plan.prediction.alone_tokens_per_s) == ["here/a"]
     with pytest.raises(PlanError, match=r"no chip of the cluster \(old\) computes in bf16"):
