@@ -17,4 +17,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     if len(sys.argv) < 2 or sys.argv[1] not in PARTS:
         sys.exit(__doc__)
-    importlib.import_module(f"planner_{sys.argv[1]}").main(sys.argv[2:])
+    part = sys.argv.pop(1)
+    importlib.import_module(f"planner_{part}").main()
