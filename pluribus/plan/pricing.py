@@ -151,9 +151,10 @@ class Solution:
         lengths = pricer.prices.runs.counts.sum(axis=1)
         cheapest_layer = (stage / lengths).min(axis=(1, 2))
         # Of the layers not yet held; a way to use chips that holds none has no price at all.
-        before = np.arange(size + 1) * np.where(
-            np.isfinite(cheapest_layer), cheapest_layer, float(MANY)
-        )[:, None]
+        before = (
+            np.arange(size + 1)
+            * np.where(np.isfinite(cheapest_layer), cheapest_layer, float(MANY))[:, None]
+        )
         values: list[Array] = []
         fits = None
         for depth in range(1, size + 1):

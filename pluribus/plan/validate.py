@@ -14,7 +14,7 @@ from enum import StrEnum
 from pluribus.core.errors import ConfigError, PlanError
 from pluribus.core.units import GIB
 from pluribus.predict.memory import stage_memory
-from pluribus.predict.schedule import Structure
+from pluribus.predict.schedules.base import Placement
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Pipeline, Plan, Stage
 
@@ -129,7 +129,9 @@ def _layers(pipeline: Pipeline, setting: Setting, at: str) -> Iterator[Violation
             yield Violation(Law.LAYERS, f"{at}.stages[{s}]", words)
     if complaint:
         return
-    order = Structure.of(pipeline).placement
+    # Not `Structure.of`: degrees that make no sense are for another law to say.
+    vee = pipeline.schedule == "zbv"
+    order = Placement(len(pipeline.stages), pipeline.virtual_stages, vee=vee)
     runs = []
     for virtual in range(order.num_virtual):
         s, chunk = order.home(virtual)

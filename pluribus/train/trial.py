@@ -107,7 +107,7 @@ def try_plans(
     return Trial(
         tried=tuple(tried),
         refused=tuple(refused),
-        best=with_prediction(known, replace(setting, profile=profile, _stage_times={}), alone),
+        best=with_prediction(known, replace(setting, profile=profile), alone),
         profile=profile,
     )
 

@@ -102,7 +102,7 @@ def test_the_corrected_profile_predicts_what_was_measured(setting: Setting) -> N
         old, new = plan.prediction.stages[p][s], after.stages[p][s]
         assert new.forward == pytest.approx(old.forward * factor[stage.pool])
         assert new.backward == pytest.approx(old.backward * factor[stage.pool])
-    again = corrected(replace(setting, profile=profile, _stage_times={}), [plan], {"fast": 2.0})
+    again = corrected(replace(setting, profile=profile), [plan], {"fast": 2.0})
     times = {(t.chip, t.layer): t.forward for t in profile.layers}
     for time in again.layers:
         expected = times[time.chip, time.layer] * (2.0 if time.chip == "fast" else 1.0)
