@@ -174,6 +174,7 @@ def test_importing_a_room_leaves_the_function_of_its_name() -> None:
 
 # Positional arguments by name, options by their dashes.
 COMMAND_LINE = {
+    "aggregator": ["--host", "--port", "--ranks", "--token-file"],
     "demo": ["--folder", "--json", "--seconds"],
     "calibrate": ["--json", "--out", "runs"],
     "plan": [
@@ -182,19 +183,16 @@ COMMAND_LINE = {
     ],
     "predict": ["--calibration", "--html", "--json", "--profile", "--trace", "plan"],
     "probe": ["--force", "--json", "--out"],
-    "profile": ["--cluster", "--from-aic", "--json", "--operators", "--out", "job"],
+    "profile": [
+        "--chip", "--cluster", "--from-aic", "--import", "--json", "--model", "--operators",
+        "--out", "--precision", "--sequence-length", "job",
+    ],
     "replan": [
-        "--gained",
-        "--json",
-        "--lasting-steps",
-        "--lost",
-        "--out",
-        "--slower",
-        "plan",
+        "--gained", "--json", "--lasting-steps", "--lost", "--out", "--slower", "plan",
     ],
     "report": ["--json", "folder"],
     "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
-}
+}  # fmt: skip
 
 
 def test_the_commands() -> None:

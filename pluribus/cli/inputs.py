@@ -12,9 +12,10 @@ from pluribus.spec.job import Job
 from pluribus.spec.profile import Profile
 
 
-def add_job(parser: argparse.ArgumentParser) -> None:
+def add_job(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The job file, and the cluster beside it."""
-    parser.add_argument("job", help="the job file, e.g. job.toml")
+    count = None if required else "?"
+    parser.add_argument("job", nargs=count, help="the job file, e.g. job.toml")
     parser.add_argument("--cluster", help="cluster file (cluster.toml beside the job file)")
 
 
@@ -24,17 +25,20 @@ def load_job(arguments: argparse.Namespace) -> tuple[Job, Cluster]:
     return job, Cluster.load(arguments.cluster or beside(arguments.job, "cluster.toml"))
 
 
-def load_profile(path: str | None, job: str, cluster: Cluster) -> Profile | None:
-    """The named profile, or the one beside the job file if it is of this cluster.
+def load_profile(path: str | None, job_file: str, job: Job, cluster: Cluster) -> Profile | None:
+    """The named profile, or the one beside the job file if there is one.
 
     Raises:
-        ConfigError: the named profile was measured on another cluster.
+        ConfigError: it was measured on another cluster, or, if it was imported, on none of this
+            cluster's chips or for other jobs.
     """
-    file = Path(path) if path else beside(job, "profile.json")
+    file = Path(path) if path else beside(job_file, "profile.json")
     if path is None and not file.exists():
         return None
     profile = Profile.load(file)
-    if profile.cluster_digest != cluster.digest:
+    if not profile.cluster_digest:
+        _check_imported(profile, str(file), job, cluster)
+    elif profile.cluster_digest != cluster.digest:
         raise ConfigError(
             f"was measured on another cluster (digest '{profile.cluster_digest}', this one is "
             f"'{cluster.digest}')",
@@ -47,6 +51,27 @@ def load_profile(path: str | None, job: str, cluster: Cluster) -> Profile | None
 def load_calibration(path: str | None) -> Calibration | None:
     """The factors of a calibration.json."""
     return CalibrationRecord.load(path).factors if path else None
+
+
+def _check_imported(profile: Profile, file: str, job: Job, cluster: Cluster) -> None:
+    asked = (job.train.sequence_length, job.train.precision)
+    shapes = {(time.sequence_length, time.precision) for time in profile.layers}
+    if asked not in shapes:
+        measured = ", ".join(f"{length} tokens in {kind}" for length, kind in sorted(shapes))
+        raise ConfigError(
+            f"has no times for sequences of {asked[0]} tokens in {asked[1]}",
+            where=f"{file} [layers]",
+            do=f"It has {measured or 'none'}: change [train] of the job, or import other times.",
+        )
+    chips = {time.chip for time in profile.layers}
+    own = {pool.chip.key for pool in cluster.pools}
+    if not chips & own:
+        raise ConfigError(
+            f"has times of {', '.join(sorted(chips))}, but the cluster's chips are "
+            f"{', '.join(sorted(own))}",
+            where=f"{file} [layers]",
+            do="Give a chip in cluster.toml the key of the measured one.",
+        )
 
 
 def beside(file: str, name: str) -> Path:

@@ -22,6 +22,7 @@ COMMANDS = {
     "calibrate": "fit the predictions to measured runs, and write calibration.json",
     "train": "run a plan",
     "report": "draw a run as one HTML page",
+    "aggregator": "sum chunks of several ranks in the middle of the network",
 }
 
 _TRAIN_PACKAGES = ("torch", "tokenizers", "safetensors")  # the extra `train`

@@ -40,16 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     job, cluster = load_job(arguments)
-    profile = load_profile(arguments.profile, arguments.job, cluster)
+    profile = load_profile(arguments.profile, arguments.job, job, cluster)
     if profile is None:
         say("no profile: predicting by formulas from datasheets and published measurements")
+    progress = partial(_say, "weighing")
     calibration = load_calibration(arguments.calibration)
     if arguments.trial is not None:
         result = _trial(arguments, job, cluster, profile, calibration)
     else:
-        result = plan(
-            job, cluster, profile, calibration=calibration, progress=partial(_say, "weighing")
-        )
+        result = plan(job, cluster, profile, calibration=calibration, progress=progress)
     out = Path(arguments.out) if arguments.out else beside(arguments.job, "plan.json")
     result.save(out)
     if arguments.json:

@@ -69,6 +69,9 @@ class Chip:
             1e9 bytes/s; None where unknown.
         compute_units: units that each compute one tile of a matrix product at a time (NVIDIA:
             streaming multiprocessors); None where unknown.
+        context_gib: memory that a training process takes before it holds any tensor: driver
+            context, kernels, workspaces of libraries, buffers of communicators; None where
+            unknown.
         watts: board power limit.
         price_per_hour: list price of one chip, in the currency of the cluster file.
         unsupported_dtypes: dtypes its matrix units lack, as against ones with no known figure.
@@ -91,6 +94,7 @@ class Chip:
     measured_tflops: dict[str, float] = field(default_factory=dict, hash=False)
     link_gbytes_per_s: float | None = None
     compute_units: int | None = None
+    context_gib: float | None = None
     watts: float | None = None
     price_per_hour: float | None = None
     unsupported_dtypes: tuple[str, ...] = ()
@@ -106,6 +110,8 @@ class Chip:
                 check_positive(key, value)
         if self.compute_units is not None:
             check_count("compute_units", self.compute_units)
+        if self.context_gib is not None:
+            check_not_negative("context_gib", self.context_gib)
         if self.price_per_hour is not None:
             check_not_negative("price_per_hour", self.price_per_hour)
         for key in ("peak_tflops", "measured_tflops"):

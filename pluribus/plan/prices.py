@@ -251,6 +251,14 @@ class Prices:
             for kind in self.kinds
         ]
         update = self.parameters * np.array(each)[:, None]
+        for row, kind in enumerate(self.kinds):
+            layers = [
+                setting.update_seconds(kind.pool, (i,), kind.tensor_parallel, np.nan)
+                for i in self.runs.unlike
+            ]
+            # Known layer by layer only where that was measured.
+            if np.isfinite(layers).all():
+                update[row] = self.runs.counts @ np.array(layers)
         return (update + setting.software.step_s * factors.host) * factors.overhead
 
     def matrix(self, row: int, values: Array) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.plan.columns import Column, StageChoice
-from pluribus.plan.prices import Array, Hops, Prices
+from pluribus.plan.prices import MANY, Array, Hops, Prices
 
 _ALIKE = 1.6  # caps within this ratio go through the table together
 
@@ -150,7 +150,11 @@ class Solution:
         opening = pricer.tails[:, kind[0, 1:]]  # [kinds, lengths]
         lengths = pricer.prices.runs.counts.sum(axis=1)
         cheapest_layer = (stage / lengths).min(axis=(1, 2))
-        before = np.arange(size + 1) * cheapest_layer[:, None]  # of the layers not yet held
+        # Of the layers not yet held; a way to use chips that holds none has no price at all.
+        before = (
+            np.arange(size + 1)
+            * np.where(np.isfinite(cheapest_layer), cheapest_layer, float(MANY))[:, None]
+        )
         values: list[Array] = []
         fits = None
         for depth in range(1, size + 1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from pluribus.hardware.cluster import Pool
 from pluribus.plan.split import even_split, min_max_split
 from pluribus.plan.table import StageKind, StageTable
 from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
-from pluribus.predict.compute import optimizer_seconds
+from pluribus.predict.curves import node_of
 from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.spec.plan import Pipeline, Stage
 
@@ -178,19 +179,26 @@ class ShapeFinder:
         for address, count, tp in zip(
             shape.pools, shape.stages, shape.tensor_parallel, strict=True
         ):
-            pool, chips = setting.pool(address), self._chips(address)
+            chips = self._chips(address)
             table = self.table(StageKind(address, tp, shape.micro_batch_size, shape.recompute))
             for s in range(count):
                 parameters = float(table.parameters[layers[index]])
                 members = chips[s * tp : shape.pipelines * count * tp : count * tp]
                 gradients = parameters * setting.software.gradient_sync_bytes
                 sums = group_all_reduce_seconds(
-                    gradients, members, setting.cluster, setting.profile
-                )
-                update = optimizer_seconds(parameters, pool.chip, setting.profile)
+                    gradients, members, setting.cluster, setting.profile,
+                    flows=self._rings(address, members),
+                )  # fmt: skip
+                update = setting.update_seconds(address, range(*layers[index]), tp, parameters)
                 longest = max(longest, sums + update)
                 index += 1
         return longest
+
+    def _rings(self, pool: str, members: Sequence[str]) -> dict[str, float]:
+        """Rings that leave each node of a pool at once, as each chip of it is in one."""
+        here = Counter(map(node_of, members))
+        per_node = self.setting.pool(pool).chips_per_node
+        return {node: per_node / count for node, count in here.items()}
 
     def least_overflow(self, shape: Shape, sequences: int) -> tuple[float, str]:
         """By how many bytes the best cut still overflows, and the pool where."""

@@ -17,6 +17,7 @@ from pluribus.predict.memory import (
     StateBytes,
     held_at_once,
     kept_bytes,
+    loss_bytes,
     message_bytes,
     process_bytes,
     working_bytes,
@@ -78,6 +79,7 @@ class StageTable:
         state = StateBytes.of(setting.software, setting.precision)
         static = self.parameters * state.total + _runs(self._kept(0.0))
         static += process_bytes(setting.pool(kind.pool).chip)
+        static[:-1, -1] += loss_bytes(setting.model.vocab_size, self._share, setting.software)
         messages = np.full_like(static, 2 * message_bytes(setting.model.hidden_size, self._share))
         messages[0, -1] = 0.0  # a run of all layers has no neighbour
         return static + messages
@@ -110,9 +112,10 @@ class StageTable:
         software, recompute = self.setting.software, self.kind.recompute
         return np.array(
             [
-                held_at_once(layer, "1f1b", in_flight)
+                (1 + software.cache_share)
+                * held_at_once(layer, "1f1b", in_flight)
                 * kept_bytes(layer, self._share, recompute, software)
-                for layer in self.setting.model.layers
+                for layer in self.setting.layers_on(self.kind.pool)
             ]
         )
 

@@ -129,7 +129,9 @@ def _layers(pipeline: Pipeline, setting: Setting, at: str) -> Iterator[Violation
             yield Violation(Law.LAYERS, f"{at}.stages[{s}]", words)
     if complaint:
         return
-    order = Placement(len(pipeline.stages), pipeline.virtual_stages, vee=pipeline.schedule == "zbv")
+    # Not `Structure.of`: degrees that make no sense are for another law to say.
+    vee = pipeline.schedule == "zbv"
+    order = Placement(len(pipeline.stages), pipeline.virtual_stages, vee=vee)
     runs = []
     for virtual in range(order.num_virtual):
         s, chunk = order.home(virtual)

@@ -28,12 +28,14 @@ def boundary_work(num_bytes: float, degrees: Degrees, pool: Pool) -> Work:
 
 
 def boundary_seconds(
-    setting: Setting, source: Stage, target: Stage, micro_batch_size: int, sharers: int = 1
-) -> float:
+    setting: Setting, source: Stage, target: Stage, micro_batch_size: int,
+    sharers: int = 1, flows: float = 1,
+) -> float:  # fmt: skip
     """One message between two stages: as many ranks send at once as the narrower side has.
 
     Args:
         sharers: messages like this one that cross the link between the two pools at once.
+        flows: messages that leave a node at once, for links that were measured as curves.
     """
     num_bytes = boundary_bytes(setting, micro_batch_size)
     lanes = min(stage.tensor_parallel * stage.context_parallel for stage in (source, target))
@@ -45,12 +47,13 @@ def boundary_seconds(
         return factors.overhead * message_seconds(
             num_bytes, *chips, setting.cluster, setting.profile
         )
-    seconds = message_seconds(num_bytes / lanes, *chips, setting.cluster, setting.profile)
+    seconds = message_seconds(num_bytes / lanes, *chips, setting.cluster, setting.profile, flows)
     shared = setting.cluster.link_between_pools(*pools) if pools[0] != pools[1] else None
     if shared:
         seconds = max(seconds, shared.latency_s + sharers * num_bytes / shared.bytes_per_s)
     near = chips[0].rpartition("/")[0] == chips[1].rpartition("/")[0]
-    return factors.overhead * seconds * (factors.intra if near else factors.inter)
+    seconds *= factors.intra if near else factors.inter
+    return factors.overhead * (seconds + setting.software.message_byte_s * num_bytes)
 
 
 def crossing_messages(plan: Plan) -> Counter[tuple[str, str]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from pluribus.hardware.cluster import Cluster, Pool
 from pluribus.predict.algorithms import ALL_REDUCE, SEND, Algorithm, GroupShape, algorithms
 from pluribus.predict.crossing import crossing
+from pluribus.predict.curves import curve_all_reduce_seconds, curve_message_seconds
 from pluribus.predict.link_classes import Links, links_of
 from pluribus.predict.operator_tables import operator_times
 from pluribus.spec.profile import Profile
@@ -81,9 +83,22 @@ def ring_all_reduce_seconds(
 
 
 def message_seconds(
-    num_bytes: float, source: str, target: str, cluster: Cluster, profile: Profile | None
+    num_bytes: float,
+    source: str,
+    target: str,
+    cluster: Cluster,
+    profile: Profile | None,
+    flows: float = 1,
 ) -> float:
-    """One message between two chips, given by address."""
+    """One message between two chips, given by address.
+
+    Args:
+        flows: messages on the same link at once, where it was measured as a curve.
+    """
+    if profile and profile.curves and source != target:
+        seconds = curve_message_seconds(num_bytes, source, target, cluster, profile, flows)
+        if seconds is not None:
+            return seconds
     pools = _pool(source), _pool(target)
     measured = profile and profile.link(*pools, POINT_TO_POINT)
     if measured:
@@ -104,6 +119,7 @@ def group_all_reduce_seconds(
     cluster: Cluster,
     profile: Profile | None,
     rings_per_crossing: int = 1,
+    flows: Mapping[str, float] = MappingProxyType({}),
 ) -> float:
     """Sums one buffer over chips that may sit in several pools.
 
@@ -115,9 +131,14 @@ def group_all_reduce_seconds(
         num_bytes: of the buffer on one chip.
         chips: addresses, one per member.
         rings_per_crossing: groups that cross the pools at the same time.
+        flows: rings that leave each node at once, for links that were measured as curves.
     """
     if len(chips) < 2:
         return 0.0
+    if profile and profile.curves:
+        seconds = curve_all_reduce_seconds(num_bytes, chips, cluster, profile, flows)
+        if seconds is not None:
+            return seconds
     members = Counter(_pool(chip) for chip in chips)
     pools = sorted(members)
     if len(pools) == 2 and len(chips) == 2:

@@ -6,6 +6,7 @@ and of what its ranks say to each other. Measurements of the layer at other size
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.layer import Layer, Recompute
 from pluribus.model.share import Share
+from pluribus.predict.grid import read_grid, read_share
 from pluribus.predict.nearby import Level
 from pluribus.predict.operator_tables import TABLE_SPREAD, OperatorTimes, operator_times
 from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work, operator_work
@@ -21,7 +23,7 @@ from pluribus.predict.software import PLURIBUS, Software
 from pluribus.predict.stage_time import StageTime, added
 from pluribus.predict.talk import Talk, layer_talk
 from pluribus.spec.calibration import IDENTITY, Calibration
-from pluribus.spec.profile import LayerTime, Profile
+from pluribus.spec.profile import Grid, LayerTime, Profile, indices
 
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
@@ -132,6 +134,14 @@ def layer_cost(
         weights = found.backward * _weight_gradient_share(layer, *shape)
         measured = StageTime(found.forward, found.backward, found.spread, weights)
         return LayerCost(Work(), Work(), 0.0, Talk(), formula.block, measured=measured)
+    if indices(layer.signature):
+        # A layer of its own, known by its place: no other is like it.
+        grid = profile.layer_grid(pool.chip.key, layer.signature, share.sequence_length, precision)
+        read = measured_time(grid, share.tp, share.micro_batch)
+        if read:
+            weights = read.backward * _weight_gradient_share(layer, *shape)
+            read = replace(read, weight_gradient=weights)
+            return replace(formula, talk=Talk(), measured=read)
     near = profile.layers_like(pool.chip.key, layer.signature, precision)
     if not near:
         return formula
@@ -139,6 +149,30 @@ def layer_cost(
     sums = formula.talk.total.seconds(IDENTITY)
     corrected = level.correct(_alone(formula), sums, shape)
     return replace(formula, talk=Talk(), measured=corrected)
+
+
+def measured_time(grid: Grid, tp: int, micro_batch: int) -> StageTime | None:
+    """Measured seconds at a shape, or read between and beyond the shapes of the grid.
+
+    Returns:
+        None where nothing was measured, or one lone point elsewhere.
+    """
+    point = grid.get(tp, {}).get(micro_batch)
+    if point:
+        return StageTime(point.forward, point.backward, point.spread)
+    forward, backward = (
+        read_grid(
+            {t: {b: getattr(time, part) for b, time in row.items()} for t, row in grid.items()},
+            tp,
+            micro_batch,
+        )
+        for part in ("forward", "backward")
+    )
+    if not forward or not backward:
+        return None
+    own = max(time.spread for row in grid.values() for time in row.values())
+    spread = own + max(forward.spread, backward.spread)
+    return StageTime(forward.value, backward.value, spread)
 
 
 def _without_weights(backward: Work, weight: float) -> Work:
@@ -321,6 +355,37 @@ def optimizer_seconds(
     if measured:
         return parameters * measured.seconds_per_parameter
     return update_work(parameters, chip).seconds(calibration)
+
+
+def update_seconds(
+    layers: Sequence[Layer],
+    parameters: float,
+    chip: Chip,
+    tp: int,
+    sequence_length: int,
+    precision: str,
+    profile: Profile | None,
+    calibration: Calibration = IDENTITY,
+) -> float:
+    """Seconds of the optimiser for some layers: layer by layer where that was measured, else by
+    the number of parameters on the chip."""
+    total = 0.0
+    for layer in layers:
+        grid = (
+            profile.layer_grid(chip.key, layer.signature, sequence_length, precision)
+            if profile
+            else {}
+        )
+        # An update does not know of micro-batches: the median over those it was timed with.
+        row = {
+            degree: statistics.median(updates)
+            for degree, times in grid.items()
+            if (updates := [time.update for time in times.values() if time.update is not None])
+        }
+        if not row:
+            return optimizer_seconds(parameters, chip, profile, calibration)
+        total += read_share(row, tp)
+    return total
 
 
 def update_work(parameters: float, chip: Chip) -> Work:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pluribus.predict.algorithms import ALL_REDUCE
 from pluribus.predict.collectives import group_all_reduce_seconds
 from pluribus.predict.compute import relayout_work
 from pluribus.predict.crossing import crossing
+from pluribus.predict.curves import curve_all_reduce_seconds
 from pluribus.predict.degrees import Degrees, Parameters
 from pluribus.predict.link_classes import links_of
 from pluribus.predict.operators import Work
@@ -38,35 +40,44 @@ class Phase:
     rings: int
 
 
-def gradient_sum(plan: Plan, setting: Setting, group: GradientGroup) -> tuple[Phase, ...]:
+def gradient_sum(
+    plan: Plan,
+    setting: Setting,
+    group: GradientGroup,
+    flows: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[Phase, ...]:
     """The phases of one group's sum: inside each pool, then over the pools.
 
     Every tensor-parallel rank has a ring of its own. Where degrees are unlike, the rings are as
     many as the widest stage has ranks, and a rank of a narrower one is in several: its adapter
     carries the gradients of all of them, and both sides cut their matrices anew.
+
+    Args:
+        flows: rings that leave each node at once, for links that were measured as curves.
     """
     stages = [plan.pipelines[p].stages[s] for p, s in group.holders]
     layers = [setting.model.layers[i] for i in group.layers]
     by_pool: dict[str, list[Stage]] = {}
     for stage in stages:
         by_pool.setdefault(stage.pool, []).append(stage)
-    measured = _measured(setting, stages, layers)
+    measured = _measured(setting, stages, layers, flows)
     if measured:
         return (measured,)
     factors = setting.calibration
     narrow = min(stages, key=lambda stage: stage.tensor_parallel)
     parameters = Parameters.of(layers, Degrees.of(narrow))
+    num_bytes = parameters.total * setting.software.gradient_sync_bytes
     inside = [_inside(setting, layers, alike) for alike in by_pool.values()]
-    relayout = 0.0
+    beside = setting.software.sum_byte_s * num_bytes
     if len({stage.tensor_parallel for stage in stages}) > 1:
-        relayout = max(
+        beside += max(
             relayout_work(
                 Parameters.of(layers, Degrees.of(stage)).total, setting.pool(stage.pool).chip
             ).seconds(factors)
             for stage in stages
         )
     first = Phase(
-        (max(phase.seconds for phase in inside) + relayout) * factors.overhead,
+        (max(phase.seconds for phase in inside) + beside) * factors.overhead,
         {place: wire for phase in inside for place, wire in phase.wire.items()},
         max(phase.rings for phase in inside),
     )
@@ -76,7 +87,6 @@ def gradient_sum(plan: Plan, setting: Setting, group: GradientGroup) -> tuple[Ph
         pool: sum(Degrees.of(stage).replicas for stage in own) for pool, own in by_pool.items()
     }
     rings = narrow.tensor_parallel
-    num_bytes = parameters.total * setting.software.gradient_sync_bytes
     way = crossing(num_bytes, ranks, setting.cluster, rings)
     wire: dict[Place, float] = dict(way.wire)
     for own in by_pool.values():
@@ -88,18 +98,29 @@ def gradient_sum(plan: Plan, setting: Setting, group: GradientGroup) -> tuple[Ph
     return first, Phase(seconds, wire, rings)
 
 
-def _measured(setting: Setting, stages: Sequence[Stage], layers: Sequence) -> Phase | None:
-    """The sum of two ranks in two pools, where the profile has it."""
-    chips = [chip for stage in stages for chip in stage.chips]
+def _measured(
+    setting: Setting, stages: Sequence[Stage], layers: Sequence, flows: Mapping[str, float]
+) -> Phase | None:
+    """The sum over links whose sums or bandwidths the profile has, or None."""
+    profile = setting.profile
+    chips = [chip for stage in stages for chip in stage.chips[:: stage.tensor_parallel]]
     pools = [stage.pool for stage in stages]
-    if len(chips) > 2 or len(set(pools)) < 2 or setting.profile is None:
+    if profile is None:
         return None
-    if not setting.profile.link(*pools, ALL_REDUCE):
+    narrow = min(stages, key=lambda stage: stage.tensor_parallel)
+    num_bytes = Parameters.of(layers, Degrees.of(narrow)).total
+    num_bytes *= setting.software.gradient_sync_bytes
+    seconds, wire = None, {}
+    if profile.curves:
+        # The curve knows how the node's link is shared.
+        seconds = curve_all_reduce_seconds(num_bytes, chips, setting.cluster, profile, flows)
+    elif len(chips) == 2 and len(set(pools)) == 2 and profile.link(*pools, ALL_REDUCE):
+        seconds = group_all_reduce_seconds(num_bytes, chips, setting.cluster, profile)
+        spec = setting.cluster.link_between_pools(*pools)
+        wire = {spec.between: num_bytes} if spec else {}
+    if seconds is None:
         return None
-    num_bytes = Parameters.of(layers, Degrees()).total * setting.software.gradient_sync_bytes
-    seconds = group_all_reduce_seconds(num_bytes, chips, setting.cluster, setting.profile)
-    spec = setting.cluster.link_between_pools(*pools)
-    wire = {spec.between: num_bytes} if spec else {}
+    seconds += setting.software.sum_byte_s * num_bytes
     return Phase(seconds * setting.calibration.overhead, wire, 1)
 
 

@@ -20,6 +20,7 @@ from pluribus.model.layer import Layer, Recompute
 from pluribus.model.share import Share
 from pluribus.predict.compute import share_of
 from pluribus.predict.degrees import Degrees, Parameters
+from pluribus.predict.measured_layer import MeasuredLayer
 from pluribus.predict.schedule import max_in_flight
 from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.predict.software import PLURIBUS, Software
@@ -72,6 +73,7 @@ def chip_memory(
     in_flight: float,
     schedule: ScheduleName,
     neighbours: bool,
+    vocab_size: int,
     software: Software = PLURIBUS,
 ) -> ChipMemory:
     """Bytes on one chip of a stage.
@@ -99,8 +101,11 @@ def chip_memory(
     for layer in layers:
         held = held_at_once(layer, schedule, in_flight)
         activations += held * kept_bytes(layer, share, degrees.recompute, software)
+    activations *= 1 + software.cache_share
     if degrees.recompute == "full":
         activations += max((working_bytes(layer, share, software) for layer in layers), default=0)
+    if layers[-1].kind == "head":
+        activations += loss_bytes(vocab_size, share, software)
     buffers = 0.0
     if neighbours:
         buffers = 2 * message_bytes(layers[0].hidden_size, share)
@@ -127,8 +132,16 @@ def held_at_once(layer: Layer, schedule: ScheduleName, in_flight: float) -> floa
     return 1 if layer.kind == "head" and schedule != "gpipe" else in_flight
 
 
+def loss_bytes(vocab_size: int, share: Share, software: Software) -> float:
+    """Logits beyond those that the head keeps, while the loss is taken."""
+    logits = share.micro_batch * share.sequence_length * vocab_size / share.tp
+    return software.loss_copies * logits * share.bytes_per_element
+
+
 def process_bytes(chip: Chip) -> float:
     """What a process takes before it trains."""
+    if chip.context_gib is not None:
+        return chip.context_gib * GIB
     return CONTEXT_BYTES.get(chip.device, ACCELERATOR_CONTEXT_BYTES)
 
 
@@ -156,6 +169,8 @@ def kept_bytes(
         sequence_parallel=share.sequence_parallel, bytes_per_element=share.bytes_per_element,
         recompute="none" if scores_only else recompute,
     )  # fmt: skip
+    if isinstance(layer, MeasuredLayer):
+        return kept
     tokens = share.micro_batch * share.sequence_length / share.cp
     if isinstance(layer, Head):
         return kept + tokens * layer.vocab_size / share.tp * (software.logit_bytes - 8)
@@ -216,7 +231,7 @@ def stage_memory(setting: Setting, pipeline: Pipeline, index: int) -> ChipMemory
     # Replicas beyond those of other stages share what is in flight.
     per_replica = max_in_flight(pipeline, index) * pipeline.replicas / degrees.dp
     return chip_memory(
-        [setting.model.layers[i] for i in stage.layer_indices],
+        [setting.layers_on(stage.pool)[i] for i in stage.layer_indices],
         held_parameters(setting, stage),
         degrees,
         share,
@@ -225,5 +240,6 @@ def stage_memory(setting: Setting, pipeline: Pipeline, index: int) -> ChipMemory
         in_flight=max(1.0, per_replica),
         schedule=pipeline.schedule,
         neighbours=len(pipeline.stages) > 1,
+        vocab_size=setting.model.vocab_size,
         software=setting.software,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pluribus.predict.boundary import boundary_seconds, crossing_messages
 from pluribus.predict.calibrate import interval
+from pluribus.predict.curves import message_flows, node_of, ring_flows
 from pluribus.predict.gradients import capacities, gradient_sum
 from pluribus.predict.memory import stage_memory
 from pluribus.predict.price import StagePrice, stage_price
@@ -164,7 +165,8 @@ def _sums(
     Args:
         start: when each stage has done its last backward.
     """
-    phases = [gradient_sum(plan, setting, group) for group in groups]
+    rings = ring_flows(plan, groups)
+    phases = [gradient_sum(plan, setting, group, rings) for group in groups]
     capacity = capacities(setting, [phase for each in phases for phase in each])
     if not setting.software.overlap_gradients:
         return shared_sums(groups, phases, capacity, start).seconds
@@ -192,7 +194,7 @@ def _durations(plan: Plan, setting: Setting, prices: Mapping[Lane, StagePrice]) 
         )
         compute[lane, ActionKind.BACKWARD_WEIGHT] = tuple(t.weight_gradient for t in times)
         compute[lane, ActionKind.STEP] = price.update + price.gather
-    crossings = crossing_messages(plan)
+    crossings, flows = crossing_messages(plan), message_flows(plan, scattered=True)
     transfers: dict[tuple[Lane, Lane], float] = {}
 
     def transfer(source: Lane, target: Lane) -> float:
@@ -203,11 +205,13 @@ def _durations(plan: Plan, setting: Setting, prices: Mapping[Lane, StagePrice]) 
             ends = stages if source[1] < target[1] else stages[::-1]
             sharers = max(1, crossings[ends[0].pool, ends[1].pool])
             transfers[source, target] = boundary_seconds(
-                setting, *stages, pipeline.micro_batch_size, sharers
-            )
+                setting, *stages, pipeline.micro_batch_size, sharers,
+                max(flows.get(node_of(stage.chips[0]), 1) for stage in stages),
+            )  # fmt: skip
         return transfers[source, target]
 
-    return Durations(compute, transfer, (), setting.software.blocking_messages)
+    software = setting.software
+    return Durations(compute, transfer, (), software.blocking_messages, software.rendezvous)
 
 
 def _stage_prediction(

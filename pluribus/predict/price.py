@@ -66,8 +66,12 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
             else:
                 time = with_gather(time, work.seconds(factors))
         chunks.append(scaled(time, pace))
-    owned = updated(held_parameters(setting, stage), degrees, software)
-    update = optimizer_seconds(owned, pool.chip, setting.profile, factors)
+    held = held_parameters(setting, stage)
+    owned = updated(held, degrees, software)
+    if owned == held.total:
+        update = setting.update_seconds(stage.pool, stage.layer_indices, degrees.tp, owned)
+    else:
+        update = optimizer_seconds(owned, pool.chip, setting.profile, factors)
     update += software.step_s * factors.host
     return StagePrice(
         tuple(chunks), update * factors.overhead, pipeline.rounds, once * factors.overhead

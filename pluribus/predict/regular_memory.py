@@ -36,6 +36,7 @@ def regular_memory(
             in_flight=in_flight(structure, index),
             schedule=layout.schedule,
             neighbours=layout.pp > 1,
+            vocab_size=model.vocab_size,
             software=software,
         )
         for index, layers in enumerate(stage_layers(model, layout))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pluribus.core.errors import PlanError
 from pluribus.hardware.cluster import Cluster, Pool
-from pluribus.model.layer import Recompute
+from pluribus.model.layer import Layer, Recompute
 from pluribus.model.model import Model
-from pluribus.predict.compute import LayerCost, layer_cost, share_of
+from pluribus.predict.compute import LayerCost, layer_cost, share_of, update_seconds
+from pluribus.predict.measured_layer import measured_layers, measured_model
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.predict.stage_time import StageTime, added
 from pluribus.spec.calibration import IDENTITY, Calibration
@@ -24,6 +26,7 @@ class Setting:
     """One job on one cluster.
 
     Attributes:
+        model: with the sizes and names of layers that the profile has for them.
         profile: measured facts that replace formulas where it has them.
         software: what the training program makes of the chips.
         calibration: a cluster's factors on what formulas say.
@@ -36,6 +39,9 @@ class Setting:
     software: Software = PLURIBUS
     calibration: Calibration = IDENTITY
     # Not for the hands of callers: a setting made by `replace` starts with empty ones.
+    _layers: dict[str, tuple[Layer, ...]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
     _costs: dict[tuple, LayerCost] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -43,6 +49,11 @@ class Setting:
         default_factory=dict, init=False, compare=False, repr=False
     )
     _pools: dict[str, Pool] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            model = measured_model(self.model, self.profile, self.sequence_length, self.precision)
+            object.__setattr__(self, "model", model)
 
     @classmethod
     def of_plan(
@@ -96,6 +107,29 @@ class Setting:
         if address not in self._pools:
             self._pools[address] = self.cluster.pool(address)
         return self._pools[address]
+
+    def layers_on(self, pool: str) -> tuple[Layer, ...]:
+        """The model's layers with the sizes measured on the chips of a pool, if any were."""
+        if self.profile is None or not self.profile.sizes:
+            return self.model.layers
+        if pool not in self._layers:
+            self._layers[pool] = measured_layers(
+                self.model.layers, self.profile, self.pool(pool).chip.key, self.sequence_length,
+                self.precision,
+            )  # fmt: skip
+        return self._layers[pool]
+
+    def update_seconds(self, pool: str, layers: Sequence[int], tp: int, parameters: float) -> float:
+        """Seconds of the optimiser on a chip of a pool.
+
+        Args:
+            layers: indices of what the chip holds.
+            parameters: of it on the chip.
+        """
+        return update_seconds(
+            [self.model.layers[i] for i in layers], parameters, self.pool(pool).chip, tp,
+            self.sequence_length, self.precision, self.profile, self.calibration,
+        )  # fmt: skip
 
     def calibrated(self, calibration: Calibration) -> Setting:
         """The same setting under other factors; what layers cost before them is kept."""

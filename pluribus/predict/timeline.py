@@ -97,12 +97,14 @@ class Durations:
         transfer: of a message from one stage to its neighbour: (from, to) -> seconds.
         reduce: of a gradient group, once its last member has come.
         blocking: whether a send holds its sender until the message has come.
+        rendezvous: whether a receive takes as long as its message, even if that was sent before.
     """
 
     compute: Mapping[tuple[Lane, ActionKind], float | tuple[float, ...]]
     transfer: Callable[[Lane, Lane], float]
     reduce: Sequence[float]
     blocking: bool = False
+    rendezvous: bool = False
 
 
 def simulate(
@@ -155,6 +157,7 @@ class _Run:
         pipeline, stage = lane
         actions, compute, ends = self._actions[lane], self._compute[lane], self.ends[lane]
         transfer, blocking = self._durations.transfer, self._durations.blocking
+        rendezvous = self._durations.rendezvous
         now = self._clock[lane]
         for position in range(len(ends), len(actions)):
             action = actions[position]
@@ -169,7 +172,8 @@ class _Run:
                 if sent is None:
                     self._waiting[message] = lane
                     break
-                end = sent if sent > now else now
+                ready = now + transfer(peer, lane) if rendezvous else now
+                end = sent if sent > ready else ready
             elif kind is _SEND_ACTIVATION or kind is _SEND_GRADIENT:
                 gradient = kind is _SEND_GRADIENT
                 peer = (pipeline, stage - action.hop if gradient else stage + action.hop)

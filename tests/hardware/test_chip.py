@@ -26,7 +26,7 @@ def test_catalogue_has_many_chips_each_with_source_and_16_bit_rate():
         assert chip.vendor
         assert chip.name
         best = "bf16" if chip.supports("bf16") else "fp16"
-        assert 50e12 < chip.matmul_flops(best) < 5000e12, key
+        assert 30e12 < chip.matmul_flops(best) < 5000e12, key
         assert chip.memory_bytes_per_s > 1e11
 
 

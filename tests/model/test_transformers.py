@@ -83,7 +83,8 @@ def parameters_of(config: dict) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("family", FAMILIES)
+# Models known by measured sizes only are nobody's architecture.
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "profiled"])
 def test_every_layer_has_the_parameters_of_the_real_one(family, seed):
     config = random_config(family, seed)
     model, real = Model.from_config(config), parameters_of(config)

@@ -169,6 +169,16 @@ def test_a_measured_layer_replaces_the_roofline_where_it_was_measured() -> None:
         assert times(profile_of(block.signature, **elsewhere)) == times()
 
 
+def test_a_lone_measurement_grows_to_other_shapes_as_the_formula_does() -> None:
+    block = MODEL.layers[1]
+    profile = profile_of(block.signature, micro_batch=2)
+    time = layer_time(block, POOL, 1, SEQUENCE, 1, "bf16", profile)
+    one, two = (layer_time(block, POOL, size, SEQUENCE, 1, "bf16", None) for size in (1, 2))
+    assert time.forward == pytest.approx(3 * one.forward / two.forward)
+    assert time.backward == pytest.approx(5 * one.backward / two.backward)
+    assert time.spread > 0.01
+
+
 def test_recompute_runs_the_forward_of_blocks_again() -> None:
     forward, backward, _ = times()
     again_forward, again_backward, _ = times(recompute="full")

@@ -228,3 +228,27 @@ def test_sums_in_unlike_order_are_our_own_mistake() -> None:
     }
     with pytest.raises(AssertionError, match="deadlock"):
         simulate(actions, Durations({}, lambda a, b: 0.0, [1.0, 1.0]), groups)
+
+
+def test_messages_that_block_hold_up_both_sides() -> None:
+    """Two stages, two micro-batches, by hand: passes of 1 s, messages of 10 s."""
+    pipeline = make_pipeline(("h/p/0/0", 0, 1), ("h/p/0/1", 1, 2), micro_batches=2)
+    actions = dict(zip([(0, 0), (0, 1)], pipeline_actions(pipeline), strict=True))
+    compute = {
+        (lane, kind): 1.0
+        for lane in actions
+        for kind in (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.STEP)
+    }
+    ends = {}
+    for blocking in (False, True):
+        durations = Durations(compute, lambda a, b: 10.0, (), blocking=blocking)
+        ends[blocking] = simulate(actions, durations).courses
+    first, last = ends[True][0, 0], ends[True][0, 1]
+    # The first forward is sent by 11; the second begins only then.
+    assert first.ends[:2] == (1.0, 11.0)
+    assert ends[False][0, 0].ends[:3] == (1.0, 1.0, 2.0)
+    # The last stage receives by 11, works until 13 and stands still until its gradient is out.
+    kinds = [action.kind for action in last.actions]
+    sent = kinds.index(ActionKind.SEND_GRADIENT)
+    assert last.ends[sent] == 23.0
+    assert ends[True][0, 0].end > ends[False][0, 0].end

@@ -15,6 +15,7 @@ from pluribus.model.families.gpt_neox import gpt_neox
 from pluribus.model.families.llama import llama
 from pluribus.model.families.mistral import mistral, mixtral
 from pluribus.model.families.opt import opt
+from pluribus.model.families.profiled import profiled
 from pluribus.model.families.qwen import qwen2, qwen2_moe, qwen3, qwen3_moe
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -32,6 +33,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gpt_neox": gpt_neox,
         "opt": opt,
         "bloom": bloom,
+        "profiled": profiled,
     }
 )
 """Families by ``model_type``."""

@@ -1,0 +1,51 @@
+"""What a codec is: a shorter form of a chunk of numbers, for a slow hop.
+
+Every rank that decodes the same bytes gets the same bits, on every chip and in every
+implementation of the codec (C or torch): collectives stay bit-identical across ranks because all
+of them add up *decoded* values, their own included.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+
+
+class Codec(ABC):
+    """Encodes flat, contiguous CPU tensors of float32 (other dtypes are cast by the caller).
+
+    Attributes:
+        name: as in options and reports, e.g. ``"int8"``.
+        block: elements; chunks are cut at multiples of it.
+        feeds_back: whether what encoding loses should be added to the next value (error feedback).
+        gigabytes_per_s: of float32 input that one core encodes and decodes; the cost model's
+            figure until it is measured.
+    """
+
+    name: ClassVar[str]
+    block: ClassVar[int]
+    feeds_back: ClassVar[bool]
+    gigabytes_per_s: ClassVar[float]
+
+    @abstractmethod
+    def num_bytes(self, num_elements: int) -> int:
+        """Exact size of the encoded form; depends on nothing else."""
+
+    @abstractmethod
+    def encode(
+        self, values: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> None:
+        """Encodes ``values``.
+
+        Args:
+            values: float32 [n], unchanged.
+            out: uint8 [num_bytes(n)], overwritten.
+            residual: float32 [n], what earlier calls lost: ``values + residual`` is encoded and
+                the residual becomes what this call lost. None: no error feedback.
+        """
+
+    @abstractmethod
+    def decode(self, coded: torch.Tensor, out: torch.Tensor, add: bool = False) -> None:
+        """Decodes into ``out`` (float32 [n]), or adds to it."""

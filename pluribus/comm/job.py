@@ -1,0 +1,158 @@
+"""A collective that is under way: its program's state on this rank, and its memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pluribus.comm.codecs.base import Codec
+from pluribus.comm.errors import SilentCorruption
+from pluribus.comm.native.crc32c import crc32c
+from pluribus.comm.program import DIGEST_BYTES, FIRST_SCRATCH, Kind, Program, Span, Step
+from pluribus.comm.reduce import Reduction
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to run.
+
+    Attributes:
+        name: for messages, e.g. ``"all_reduce of 4 MiB"``.
+        given, output: flat CPU tensors of one dtype: buffers INPUT and OUTPUT.
+        members: of the group, for an average.
+        residual: float32 [program.residuals], or None without error feedback.
+        done: called once, from the engine's thread: with None, or the error.
+    """
+
+    name: str
+    program: Program
+    given: torch.Tensor
+    output: torch.Tensor
+    members: int
+    reduction: Reduction | None
+    codec: Codec | None
+    residual: torch.Tensor | None
+    timeout: float
+    done: Callable[[Exception | None], None]
+
+
+class Job:
+    """A task in the engine.
+
+    Attributes:
+        number: of the collective in its group; the same on every rank.
+        deadline: on the monotonic clock.
+        left: steps that are not done.
+        sent, received: steps of each (peer, lane) that have been queued, and received.
+    """
+
+    def __init__(self, task: Task, number: int, deadline: float) -> None:
+        program = task.program
+        self.task = task
+        self.number = number
+        self.deadline = deadline
+        self.steps = program.steps
+        self.waits = list(program.waits)
+        self.left = len(program.steps)
+        self.sent = dict.fromkeys(program.sends, 0)
+        self.received = dict.fromkeys(program.receives, 0)
+        dtype = task.output.dtype
+        scratch = [
+            torch.empty(size, dtype=torch.uint8 if coded else dtype)
+            for size, coded in zip(program.scratch, program.coded, strict=True)
+        ]
+        self._tensors: Sequence[torch.Tensor] = [task.given, task.output, *scratch]
+        self._bytes = [memoryview(t.view(torch.uint8).numpy()) for t in self._tensors]
+        self._widths = [tensor.element_size() for tensor in self._tensors]
+
+    def tensor(self, span: Span) -> torch.Tensor:
+        return self._tensors[span.buffer][span.start : span.stop]
+
+    def bytes(self, span: Span) -> memoryview:
+        width = self._widths[span.buffer]
+        return self._bytes[span.buffer][span.start * width : span.stop * width]
+
+    def num_bytes(self, span: Span) -> int:
+        return (span.stop - span.start) * self._widths[span.buffer]
+
+    def reduce(self, target: Span, payload: memoryview) -> None:
+        """Target op= a chunk as it came from a path."""
+        reduction = self.task.reduction
+        assert reduction is not None
+        into = self.tensor(target)
+        reduction.combine(into, torch.frombuffer(payload, dtype=into.dtype))
+
+    def run(self, step: Step) -> None:
+        """Does a local step."""
+        kind, _, _, target, source, at = step
+        task = self.task
+        if kind is Kind.COPY:
+            self.bytes(target)[:] = self.bytes(source)
+        elif kind is Kind.REDUCE:
+            self.reduce(target, self.bytes(source))
+        elif kind is Kind.FINISH:
+            if task.reduction is not None and task.reduction.finish is not None:
+                task.reduction.finish(self.tensor(target), task.members)
+        elif kind is Kind.ENCODE:
+            assert task.codec is not None
+            values = self.tensor(source).float()
+            residual = None
+            if task.residual is not None:
+                residual = task.residual[at : at + source.size]
+            task.codec.encode(values, self.tensor(target), residual)
+        elif kind is Kind.DIGEST:
+            whole = memoryview(task.output.view(torch.uint8).numpy())
+            self.bytes(target)[:] = crc32c(whole).to_bytes(DIGEST_BYTES, "little")
+        elif kind is Kind.COMPARE:
+            compare_digests(self.bytes(source), task.name)
+        else:
+            self._decode(target, source, kind is Kind.DECODE_ADD)
+
+    def _decode(self, target: Span, source: Span, add: bool) -> None:
+        codec, into = self.task.codec, self.tensor(target)
+        assert codec is not None
+        assert target.buffer < FIRST_SCRATCH or into.dtype.is_floating_point
+        if into.dtype is torch.float32:
+            codec.decode(self.tensor(source), into, add)
+            return
+        values = torch.empty(target.size)
+        codec.decode(self.tensor(source), values)
+        into.add_(values) if add else into.copy_(values)
+
+    def done_with(self, step: int) -> list[int]:
+        """Marks a step; returns those that may run now."""
+        self.left -= 1
+        ready = []
+        for later in self.task.program.blocks[step]:
+            self.waits[later] -= 1
+            if not self.waits[later]:
+                ready.append(later)
+        return ready
+
+    def missing(self) -> list[int]:
+        """Peers from whom something must still come."""
+        receives = self.task.program.receives
+        return sorted(
+            {key[0] for key, steps in receives.items() if self.received[key] < len(steps)}
+        )
+
+
+def compare_digests(digests: memoryview, name: str) -> None:
+    """Names the ranks whose checksum differs from the majority's.
+
+    Raises:
+        SilentCorruption: not all are equal; without a majority all are under suspicion.
+    """
+    each = [bytes(digests[at : at + DIGEST_BYTES]) for at in range(0, len(digests), DIGEST_BYTES)]
+    counts = Counter(each)
+    if len(counts) == 1:
+        return
+    (common, votes), *_ = counts.most_common()
+    odd = [rank for rank, digest in enumerate(each) if digest != common]
+    if votes * 2 <= len(each):
+        odd = list(range(len(each)))
+    names = ", ".join(map(str, odd))
+    raise SilentCorruption(f"after {name}, rank {names} of the group has other bits", odd)

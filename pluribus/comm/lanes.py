@@ -1,0 +1,200 @@
+"""Runs programs over lanes: frames out and in, in program order, several collectives at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from pluribus.comm import errors
+from pluribus.comm.job import Job, Task
+from pluribus.comm.mesh import Mesh, drop_stale
+from pluribus.comm.program import Kind
+from pluribus.comm.transports.base import DATA, Header, Path
+
+_FRAMES_PER_TURN = 8
+
+
+class Lane:
+    """A path with what goes over it next.
+
+    Attributes:
+        key: (peer, number of the lane).
+        sends, receives: jobs with frames left for it, in order.
+        waiting: whether the frame at its head has no place yet.
+    """
+
+    __slots__ = ("key", "path", "receives", "sends", "waiting")
+
+    def __init__(self, key: tuple[int, int], path: Path) -> None:
+        self.key = key
+        self.path = path
+        self.sends: deque[Job] = deque()
+        self.receives: deque[Job] = deque()
+        self.waiting = False
+
+
+class Lanes:
+    """The collectives of one epoch. Only the engine's thread calls it.
+
+    Attributes:
+        all: the lanes.
+        jobs: what is under way, oldest first.
+    """
+
+    def __init__(self, mesh: Mesh, name: Callable[[int], str]) -> None:
+        self._epoch = mesh.epoch
+        self._name = name
+        self._number = 0
+        self._work: deque[tuple[Job, int]] = deque()
+        self._dirty: dict[Lane, None] = {}
+        self._lanes = {
+            (peer, number): Lane((peer, number), path)
+            for peer, paths in mesh.data.items()
+            for number, path in enumerate(paths)
+        }
+        self._width = {peer: len(paths) for peer, paths in mesh.data.items()}
+        self.all = list(self._lanes.values())
+        self.jobs: deque[Job] = deque()
+
+    def start(self, task: Task) -> None:
+        """Takes a task in; `settle` sets it going."""
+        self._number += 1
+        job = Job(task, self._number, time.monotonic() + task.timeout)
+        if not job.left:
+            task.done(None)
+            return
+        self.jobs.append(job)
+        for key in job.sent:
+            self._lanes[key].sends.append(job)
+            self._dirty[self._lanes[key]] = None
+        for key in job.received:
+            self._lanes[key].receives.append(job)
+        for step, waits in enumerate(task.program.waits):
+            if not waits and job.steps[step].peer < 0:
+                self._work.append((job, step))
+
+    def settle(self) -> None:
+        """Runs what is ready until nothing is."""
+        while True:
+            while self._work:
+                self._ready(*self._work.popleft())
+            if self._dirty:
+                self._queue_frames(self._dirty.popitem()[0])
+                continue
+            moved = False
+            for lane in self.all:
+                if lane.waiting and self._can_use(lane):
+                    self.read(lane)
+                    moved = True
+            if not moved and not self._work and not self._dirty:
+                return
+
+    def read(self, lane: Lane) -> None:
+        """Uses what has come on a lane."""
+        for _ in range(_FRAMES_PER_TURN):
+            header = lane.path.peek()
+            if header is None:
+                lane.waiting = False
+                return
+            if drop_stale(lane.path, self._epoch):
+                continue
+            if not self._can_use(lane):
+                lane.waiting = True
+                return
+            job = lane.receives[0]
+            steps = job.task.program.receives[lane.key]
+            number = steps[job.received[lane.key]]
+            step = job.steps[number]
+            self._compare(lane, job, header, step.part, job.num_bytes(step.target))
+            into = job.bytes(step.target) if step.kind is Kind.RECEIVE else None
+            payload = lane.path.receive(into)
+            if payload is None:
+                lane.waiting = False
+                return
+            if into is None:
+                job.reduce(step.target, payload)
+            lane.path.release()
+            job.received[lane.key] += 1
+            if job.received[lane.key] == len(steps):
+                lane.receives.popleft()
+            self._finish(job, number)
+        # More may be here already, read ahead where poll does not see it.
+        lane.waiting = True
+
+    def late(self, now: float) -> errors.CollectiveTimeout | None:
+        """The error of a job that has taken too long."""
+        for job in self.jobs:
+            if now > job.deadline:
+                missing = job.missing()
+                names = ", ".join(map(self._name, missing)) or "nobody in particular"
+                what = f"{job.task.name} took longer than {job.task.timeout:.1f} s"
+                return errors.CollectiveTimeout(f"{what}, waiting for {names}", missing)
+        return None
+
+    def needs(self, peers: set[int]) -> int | None:
+        """One of these peers from whom a job still waits for something."""
+        return next((p for job in self.jobs for p in job.missing() if p in peers), None)
+
+    def fail(self, error: Exception) -> None:
+        """Ends all jobs."""
+        jobs, self.jobs = self.jobs, deque()
+        self._work.clear()
+        self._dirty.clear()
+        self._lanes.clear()
+        self.all.clear()
+        for job in jobs:
+            job.task.done(error)
+
+    def _ready(self, job: Job, number: int) -> None:
+        """A step waits for nothing any more."""
+        step = job.steps[number]
+        if step.peer < 0:
+            job.run(step)
+            self._finish(job, number)
+        elif step.kind is Kind.SEND:
+            self._dirty[self._lanes[step.peer, step.part % self._width[step.peer]]] = None
+
+    def _finish(self, job: Job, number: int) -> None:
+        for ready in job.done_with(number):
+            self._work.append((job, ready))
+        if not job.left and job in self.jobs:
+            self.jobs.remove(job)
+            job.task.done(None)
+
+    def _queue_frames(self, lane: Lane) -> None:
+        """Frames leave in program order, those of the next job after all of this one's."""
+        while lane.sends:
+            job = lane.sends[0]
+            steps = job.task.program.sends[lane.key]
+            at = job.sent[lane.key]
+            while at < len(steps) and not job.waits[steps[at]]:
+                number = steps[at]
+                step = job.steps[number]
+                payload = job.bytes(step.source)
+                header = Header(DATA, self._epoch, job.number, step.part, len(payload))
+                at += 1
+                job.sent[lane.key] = at
+                lane.path.queue(header, payload, partial(self._finish, job, number))
+            if at < len(steps):
+                break
+            lane.sends.popleft()
+        lane.path.flush()
+
+    def _can_use(self, lane: Lane) -> bool:
+        if not lane.receives:
+            return False
+        job = lane.receives[0]
+        return not job.waits[job.task.program.receives[lane.key][job.received[lane.key]]]
+
+    def _compare(self, lane: Lane, job: Job, header: Header, part: int, num_bytes: int) -> None:
+        if (header.operation, header.part, header.num_bytes) == (job.number, part, num_bytes):
+            return
+        raise errors.Mismatch(
+            f"{self._name(lane.key[0])} sent {header.num_bytes} bytes of its collective number "
+            f"{header.operation}; here number {job.number}, {job.task.name}, expects {num_bytes} "
+            "bytes. All ranks must call the same collectives, in the same order, with tensors of "
+            "the same size.",
+            [lane.key[0]],
+        )

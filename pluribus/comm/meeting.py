@@ -1,0 +1,109 @@
+"""How the members of a group find each other: who is where, and paths between all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path as FilePath
+
+import torch.distributed as dist
+
+from pluribus.comm.mesh import Mesh
+from pluribus.comm.options import Options
+from pluribus.comm.transports import shared
+from pluribus.comm.transports.base import Meeting, Path, Store
+from pluribus.comm.transports.shared import SharedMemory
+from pluribus.comm.transports.tcp import Tcp
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank is.
+
+    Attributes:
+        host: equal for processes that can share memory.
+        island: name of its island.
+    """
+
+    host: str
+    island: str
+
+
+def host_identity() -> str:
+    """Equal for processes of one boot of one machine in one network namespace."""
+    try:
+        boot = FilePath("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.stat('/proc/self/ns/net').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def own_address(store: dist.Store) -> str:
+    """The address of this host that routes to the store's; loopback where that cannot be told."""
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    host = getattr(store, "host", "127.0.0.1")
+    family = socket.AF_INET
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
+
+
+def meet(
+    store: Store, rank: int, size: int, epoch: int, options: Options, address: str, timeout: float
+) -> tuple[Mesh, list[Place]]:
+    """Connects a rank to all others; every member calls it.
+
+    Args:
+        store: keys of this group and epoch only.
+
+    Returns:
+        The paths, and every rank's place.
+
+    Raises:
+        PeerGone: a peer did not come in time.
+    """
+    host = host_identity()
+    own = Place(host, options.island or host)
+    store.set(f"place/{rank}", json.dumps(asdict(own)))
+    if rank == 0:
+        store.set("token", secrets.token_hex(16))
+    token = store.get("token")
+    places = [Place(**json.loads(store.get(f"place/{other}"))) for other in range(size)]
+    near = [r for r in range(size) if r != rank and _shares(options, own, places[r])]
+    far = [r for r in range(size) if r != rank and r not in near]
+
+    def meeting(name: str, peers: Sequence[int]) -> Meeting:
+        return Meeting(
+            store=dist.PrefixStore(name, store), rank=rank, peers=tuple(peers), epoch=epoch,
+            address=address, token=token, timeout=timeout,
+        )  # fmt: skip
+
+    others = [*near, *far]
+    lanes = options.streams
+    control = Tcp(1, "").connect(meeting("control", sorted(others)))
+    paths: dict[int, list[Path]] = {}
+    if near:
+        paths |= SharedMemory(lanes + 1).connect(meeting("shared", near))
+    if far:
+        tcp = Tcp(lanes + 1, options.congestion, options.checked)
+        paths |= tcp.connect(meeting("tcp", far))
+    mesh = Mesh(
+        epoch,
+        {peer: known[:lanes] for peer, known in paths.items()},
+        {peer: known[lanes] for peer, known in paths.items()},
+        {peer: known[0] for peer, known in control.items()},
+    )
+    return mesh, places
+
+
+def _shares(options: Options, one: Place, other: Place) -> bool:
+    return options.shared_memory and shared.available() and one.host == other.host

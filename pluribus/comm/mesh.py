@@ -1,0 +1,38 @@
+"""The paths of a group in one epoch, by what they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pluribus.comm.transports.base import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Paths to every peer.
+
+    Attributes:
+        epoch: goes into headers.
+        data: peer → lanes for chunks of collectives.
+        messages, control: peer → path. Nothing ever holds up what comes on a control path.
+    """
+
+    epoch: int = 0
+    data: Mapping[int, Sequence[Path]] = field(default_factory=dict)
+    messages: Mapping[int, Path] = field(default_factory=dict)
+    control: Mapping[int, Path] = field(default_factory=dict)
+
+    def paths(self) -> list[Path]:
+        lanes = [path for paths in self.data.values() for path in paths]
+        return [*lanes, *self.messages.values(), *self.control.values()]
+
+
+def drop_stale(path: Path, epoch: int) -> bool:
+    """Drops the frame at a path's head if it is of another epoch."""
+    header = path.peek()
+    if header is None or header.epoch == epoch:
+        return False
+    if path.receive() is not None:
+        path.release()
+    return True

@@ -1,0 +1,77 @@
+"""Settings of a group: given to `init_process_group` or `new_group`, or from the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pluribus.core.errors import ConfigError
+from pluribus.core.units import MIB
+
+_PREFIX = "PLURIBUS_COMM_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a group communicates. All ranks must agree but on `island` and `address`.
+
+    Attributes:
+        island: name of what this rank is near to; ranks of one name form an island. Empty: its
+            host.
+        address: IP address to listen on and to tell the peers; empty: the one that routes to the
+            store, which is loopback when the store is on loopback.
+        codec: for sums of floats between islands: "none", "bf16", "int8", "int4".
+        algorithm: name of one to use wherever it fits; empty lets the tuner choose.
+        streams: TCP connections to each peer.
+        congestion: TCP congestion control where the kernel has it; empty: the host's default.
+        shared_memory: whether ranks of one host use it.
+        checked: whether frames between hosts carry a checksum.
+        chunk_bytes: of one frame; 0 lets the tuner choose.
+        stall_seconds: a peer that answers nothing for so long, while something is pending, has
+            stalled.
+        verify: compare a checksum of every all-reduce's result across ranks.
+    """
+
+    island: str = ""
+    address: str = ""
+    codec: str = "none"
+    algorithm: str = ""
+    streams: int = 1
+    congestion: str = "bbr"
+    shared_memory: bool = True
+    checked: bool = True
+    chunk_bytes: int = 0
+    stall_seconds: float = 20.0
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chunk_bytes <= MIB:
+            raise ConfigError(
+                f"chunk_bytes = {self.chunk_bytes} is not between 0 and {MIB}", where="comm options"
+            )
+        if self.streams < 1 or self.stall_seconds <= 0:
+            raise ConfigError("streams and stall_seconds must be positive", where="comm options")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Options:
+        """From variables such as ``PLURIBUS_COMM_ISLAND``.
+
+        Raises:
+            ConfigError: a variable of that prefix is no option, or its value does not fit.
+        """
+        given = {}
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for key, text in environment.items():
+            if not key.startswith(_PREFIX):
+                continue
+            name = key.removeprefix(_PREFIX).lower()
+            if name not in fields:
+                known = ", ".join(_PREFIX + name.upper() for name in fields)
+                raise ConfigError(f"{key} is no option", do=f"Known: {known}.")
+            kind = type(fields[name].default)
+            try:
+                given[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+            except ValueError:
+                raise ConfigError(f"{key}={text} is not a {kind.__name__}") from None
+        return cls(**given)

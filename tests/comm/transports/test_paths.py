@@ -1,0 +1,131 @@
+"""Paths carry frames whole and in order, hold a sender back, and ask for the token."""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+from pluribus.comm.options import Options
+from pluribus.comm.transports.base import DATA, Header, Meeting, Path, PeerGone, Transport
+from pluribus.comm.transports.shared import ARENA_BYTES, SharedMemory
+from pluribus.comm.transports.tcp import Tcp
+from pluribus.core.errors import ConfigError
+
+
+def meeting(store: dist.Store, rank: int, token: bytes = b"t", timeout: float = 5.0) -> Meeting:
+    return Meeting(store=store, rank=rank, peers=(1 - rank,), epoch=0, address="127.0.0.1",
+                   token=token, timeout=timeout)  # fmt: skip
+
+
+@pytest.fixture(params=[Tcp, SharedMemory])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
+    store, made = dist.HashStore(), {}
+    transport: Transport = request.param()
+
+    def join(rank: int) -> None:
+        made[rank] = transport.connect(meeting(store, rank))[1 - rank][0]
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    yield made[0], made[1]
+    made[0].close()
+    made[1].close()
+
+
+def wait(path: Path) -> None:
+    assert select.select([path], [], [], 5.0)[0], "nothing came"
+
+
+def test_frames_arrive_whole_and_in_order(pair: tuple[Path, Path]) -> None:
+    one, other = pair
+    chance = random.Random(0)
+    sizes = [chance.choice([0, 1, 63, 5000, 300_000, 1 << 20]) for _ in range(60)]
+    frames = [chance.randbytes(size) for size in sizes]
+    done: list[int] = []
+    for number, frame in enumerate(frames):
+        header = Header(DATA, 0, 7, number, len(frame))
+        one.queue(header, memoryview(frame), lambda number=number: done.append(number))
+    for number, frame in enumerate(frames):
+        while (header := other.peek()) is None:
+            one.flush()
+            one.peek()  # takes back what the other end has used up
+        into = memoryview(bytearray(len(frame))) if number % 2 else None
+        while (payload := other.receive(into)) is None:
+            one.flush()
+        assert header == Header(DATA, 0, 7, number, len(frame))
+        assert bytes(payload) == frame
+        other.release()
+    assert done == list(range(len(frames)))
+    assert other.traffic.received >= sum(sizes)
+
+
+def test_a_receiver_that_does_not_look_holds_the_sender_back(pair: tuple[Path, Path]) -> None:
+    one, _ = pair
+    frame = memoryview(bytes(1 << 20))
+    done: list[int] = []
+    for number in range(64):
+        one.queue(Header(DATA, 0, 1, number, len(frame)), frame, lambda: done.append(1))
+    for _ in range(100):
+        one.flush()
+    assert len(done) < 64
+    assert one.traffic.sent < 64 * len(frame)
+    assert 64 * len(frame) > ARENA_BYTES
+
+
+def test_an_end_is_seen_after_what_was_sent(pair: tuple[Path, Path]) -> None:
+    one, other = pair
+    one.queue(Header(DATA, 0, 1, 0, 5), memoryview(b"hello"))
+    one.flush()
+    one.close()
+    wait(other)
+    assert other.peek() is not None
+    payload = other.receive()
+    assert payload is not None
+    assert bytes(payload) == b"hello"
+    other.release()
+    wait(other)
+    with pytest.raises(PeerGone):
+        other.peek()
+
+
+def test_nobody_comes_in_without_the_token() -> None:
+    store = dist.HashStore()
+    caught = []
+
+    def listen() -> None:
+        try:
+            Tcp().connect(meeting(store, 0, timeout=1.0))
+        except PeerGone as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    host, port = store.get("0").decode().split()
+    with socket.create_connection((host, int(port))) as rogue:
+        rogue.sendall(b"GET / HTTP/1.1\r\n" + b"x" * 100)
+        (path,) = Tcp().connect(meeting(store, 1, token=b"wrong"))[0]
+        thread.join()
+        with pytest.raises(PeerGone):
+            path.peek()
+        path.close()
+    assert "did not connect" in str(caught[0])
+
+
+def test_options_come_from_the_environment() -> None:
+    found = Options.from_environment({"PLURIBUS_COMM_STREAMS": "4", "PLURIBUS_COMM_VERIFY": "1"})
+    assert (found.streams, found.verify, found.codec) == (4, True, "none")
+    with pytest.raises(ConfigError, match="PLURIBUS_COMM_STREEMS"):
+        Options.from_environment({"PLURIBUS_COMM_STREEMS": "4"})
+    with pytest.raises(ConfigError, match="is not a int"):
+        Options.from_environment({"PLURIBUS_COMM_STREAMS": "four"})
+    with pytest.raises(ConfigError, match="chunk_bytes"):
+        Options(chunk_bytes=-1)
