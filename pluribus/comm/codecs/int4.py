@@ -29,7 +29,7 @@ class Int4(Codec):
     name = "int4"
     block = BLOCK
     feeds_back = True
-    gigabytes_per_s = 2.5  # bench/codecs.py, 64 MiB, one core of an EPYC 9005, C kernel
+    gigabytes_per_s = 2.0  # bench/codecs.py, 64 MiB, one core of an EPYC 9005, C kernel
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed & (1 << 64) - 1
