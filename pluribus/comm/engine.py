@@ -60,6 +60,7 @@ class Engine:
         self._poll = select.poll()
         self._poll.register(self._wake_read, select.POLLIN)
         self._interest: dict[int, int] = {}
+        self._hung_up: set[int] = set()  # ended behind a frame that waits
         self._lane_of = {lane.path.fileno(): lane for lane in self._lanes.all}
         self._paths = {path.fileno(): path for path in mesh.paths()}
         self._readers: dict[int, Callable[[], None]] = {}
@@ -188,8 +189,8 @@ class Engine:
             if path is None:
                 continue
             if events & _DOWN and self._held_up(path):
-                # Its end lies behind a frame that waits, and would never be read.
-                self._forget(path)
+                # Its end lies behind a frame that waits: a death, unless a goodbye came before.
+                self._hung_up.add(descriptor)
                 self._lost(PeerGone(path.peer, "the connection was closed"))
                 continue
             self._health.heard[path.peer] = time.monotonic()
@@ -227,13 +228,14 @@ class Engine:
             wants = select.POLLOUT if path.wants_write else 0
             if path.drains or not held_up:
                 wants |= select.POLLIN
-            if held_up and self._health.has_left(path.peer):
-                wants = 0  # all it had to say is here
+            ended = descriptor in self._hung_up or self._health.has_left(path.peer)
+            if held_up and ended:
+                wants = 0  # all it had to say is here; poll would report the end again and again
             elif held_up:
                 wants |= _HANGUP
             known = self._interest.get(descriptor, 0)
             self._interest[descriptor] = wants
-            if wants != known and (wants or not self._health.has_left(path.peer)):
+            if wants != known and (wants or not ended):
                 self._poll.register(descriptor, wants)
             elif wants != known:
                 self._poll.unregister(descriptor)
@@ -266,6 +268,7 @@ class Engine:
             self._poll.unregister(descriptor)
         self._paths.pop(descriptor, None)
         self._interest.pop(descriptor, None)
+        self._hung_up.discard(descriptor)
 
     def _drain(self) -> None:
         until = time.monotonic() + _CLOSING_SECONDS
@@ -290,10 +293,18 @@ class Engine:
                 raise late
         self._health.check(self._pending, self._needed)
 
-    def _needed(self, peers: set[int]) -> int | None:
-        """One of these peers that something pending waits for."""
-        found = self._lanes.needs(peers)
-        return self._messages.needs(peers) if found is None else found
+    def _needed(self, left: set[int]) -> int | None:
+        """One of the peers that have left from which something pending waits for more than it
+        sent: its paths are read to their ends."""
+        found = self._lanes.needs(left, self._has_ended)
+        if found is not None:
+            return found
+        messages = {path.peer for path in self._mesh.messages.values() if self._has_ended(path)}
+        return self._messages.needs(left & messages)
+
+    def _has_ended(self, path: Path) -> bool:
+        """Whether all that a path brought is read."""
+        return path.fileno() not in self._paths
 
     def _lost(self, error: TransportError) -> None:
         if self._failure is not None:

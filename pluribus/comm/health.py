@@ -24,7 +24,9 @@ from pluribus.comm.transports.base import (
     TransportError,
 )
 
-GRACE_SECONDS = 0.01  # after a death: what the dead had already sent may still end an operation
+# After a death, or a peer's word that the group is given up: what is already here may still end an
+# operation.
+GRACE_SECONDS = 0.01
 _NOTHING = memoryview(b"")
 
 
@@ -37,7 +39,7 @@ class Health:
 
     Attributes:
         heard: when each peer last showed life, on the monotonic clock.
-        until: when a death seen now ends the group; None: nobody died.
+        until: when a death or a peer's word ends the group; None: nothing has happened.
     """
 
     def __init__(self, mesh: Mesh, stall_seconds: float, name: Callable[[int], str]) -> None:
@@ -46,8 +48,8 @@ class Health:
         self._name = name
         self._pinged = 0.0
         self._left: set[int] = set()  # said goodbye
-        self._departed: set[int] = set()  # and nothing more can come from them
-        self._dead: TransportError | None = None
+        self._verdict: CollectiveError | None = None  # what ends the group at `until`
+        self._dead: int | None = None  # the peer whose death is the verdict
         self.heard = dict.fromkeys(mesh.control, time.monotonic())
         self.until: float | None = None
 
@@ -64,9 +66,6 @@ class Health:
 
         Returns:
             Whether the peer has left, so that the path's end means nothing.
-
-        Raises:
-            CollectiveError: the peer has given the group up; its reason.
         """
         while (header := path.peek()) is not None:
             payload = path.receive()
@@ -79,12 +78,11 @@ class Health:
             if header.kind == PING:
                 self._say(path, PONG)
             elif header.kind == ABORT:
-                raise _told(said, self._name(path.peer))
+                self._end(_told(said, self._name(path.peer)))
             elif header.kind == GOODBYE:
                 self._left.add(path.peer)
-                if self._dead is not None and self._dead.peer == path.peer:
-                    self._departed.add(path.peer)  # the ends of its other paths were seen first
-                    self._dead = self.until = None
+                if self._dead == path.peer:  # the ends of its other paths were seen first
+                    self._verdict = self._dead = self.until = None
                 return True
         return False
 
@@ -96,10 +94,13 @@ class Health:
         """
         if isinstance(error, CorruptFrame):
             raise CollectiveError(f"from {self._name(error.peer)}: {error}", [error.peer])
-        if error.peer in self._left:
-            self._departed.add(error.peer)
-        elif self._dead is None:
-            self._dead = error
+        if error.peer not in self._left and self._verdict is None:
+            self._end(errors.PeerDied(f"{self._name(error.peer)} died: {error}", [error.peer]))
+            self._dead = error.peer
+
+    def _end(self, verdict: CollectiveError) -> None:
+        if self._verdict is None:
+            self._verdict = verdict
             self.until = time.monotonic() + GRACE_SECONDS
 
     def check(self, pending: bool, needed: Callable[[set[int]], int | None]) -> None:
@@ -107,18 +108,18 @@ class Health:
 
         Args:
             pending: whether anything waits.
-            needed: one of these peers that something pending waits for.
+            needed: one of these peers, which have left, from which something pending waits for
+                more than has come.
 
         Raises:
-            CollectiveError: a peer died, stalled, or has left and is needed.
+            CollectiveError: a peer died, gave the group up, stalled, or has left and is needed.
         """
         now = time.monotonic()
-        if self._dead is not None and self.until is not None and now >= self.until:
-            peer = self._dead.peer
-            raise errors.PeerDied(f"{self._name(peer)} died: {self._dead}", [peer])
+        if self._verdict is not None and self.until is not None and now >= self.until:
+            raise self._verdict
         if not pending:
             return
-        missed = needed(self._departed) if self._departed else None
+        missed = needed(self._left) if self._left else None
         if missed is not None:
             raise errors.PeerDied(f"{self._name(missed)} has left the group", [missed])
         for peer, heard in self.heard.items():

@@ -133,9 +133,17 @@ class Lanes:
                 return errors.CollectiveTimeout(f"{what}, waiting for {names}", missing)
         return None
 
-    def needs(self, peers: set[int]) -> int | None:
-        """One of these peers from whom a job still waits for something."""
-        return next((p for job in self.jobs for p in job.missing() if p in peers), None)
+    def needs(self, peers: set[int], ended: Callable[[Path], bool]) -> int | None:
+        """One of these peers from whom a job waits for more than has come over a path that has
+        ended."""
+        return next(
+            (
+                lane.key[0]
+                for lane in self.all
+                if lane.key[0] in peers and lane.receives and not lane.waiting and ended(lane.path)
+            ),
+            None,
+        )
 
     def fail(self, error: Exception) -> None:
         """Ends all jobs."""

@@ -10,7 +10,6 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -106,9 +105,10 @@ def _ping(group: dist.ProcessGroup, one: int, other: int) -> LinkCost | None:
                 group.recv([data], one, 0).wait()
                 group.send([data[:1]], one, 0).wait()
             taken.append(time.perf_counter() - start)
-        seconds[size] = median(taken)
-    latency = seconds[64] / 2
-    return LinkCost(latency, _PROBE_BYTES / max(1e-9, seconds[_PROBE_BYTES] - seconds[64]))
+        seconds[size] = min(taken)  # whatever disturbs a message makes it slower
+    small, large = seconds[64], seconds[_PROBE_BYTES]
+    # If even the best small message was disturbed, it says nothing of what the large one took.
+    return LinkCost(small / 2, _PROBE_BYTES / (large - small if 2 * small < large else large))
 
 
 def digest(layout: Layout, hosts: list[str]) -> str:

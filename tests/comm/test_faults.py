@@ -21,6 +21,9 @@ from pluribus.comm.transports.base import DATA, Header
 
 from .ranks import run_ranks
 
+# Not yet reliable on a busy machine: see docs/comm.md.
+pytestmark = pytest.mark.races
+
 TCP = {"PLURIBUS_COMM_SHARED_MEMORY": "0"}
 
 
