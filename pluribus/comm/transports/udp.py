@@ -83,6 +83,16 @@ class UdpPath(Path):
     def wants_write(self) -> bool:
         return False  # the descriptor becomes readable when there is room again
 
+    @property
+    def delivered(self) -> bool:
+        if self._failure is not None or self._closing:
+            return True
+        outgoing = self._flow.outgoing
+        return not self._queue and outgoing.room == len(outgoing.ring)
+
+    def withdraw(self) -> None:
+        self._queue.clear()
+
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
     ) -> None:
@@ -91,7 +101,8 @@ class UdpPath(Path):
         self._queue.append((np.frombuffer(payload, np.uint8), done))
 
     def flush(self) -> None:
-        self._check()
+        if self._failure is not None or self._closing:
+            return  # reading says so
         _drain(self._news)
         if self._flow.incoming.mark > self._flow.incoming.consumed:
             self._signal(self._news)  # it stood for that too
