@@ -32,6 +32,7 @@ from pluribus.comm.transports.base import (
 _READ_AHEAD = 64 * 1024  # small frames come many to a system call
 _HELLO = struct.Struct("<IIHH32s")  # rank, epoch, lane, lanes, token
 _HELLO_SECONDS = 5.0
+_TCP_CLOSE = 7  # linux/tcp_states.h: the peer has refused what was still on its way
 
 
 class TcpPath(Path):
@@ -250,10 +251,12 @@ def meet(
 
 
 def _unacknowledged(connection: socket.socket) -> int:
-    """Bytes that the peer's host does not have yet."""
+    """Bytes that the peer's host does not have yet, and may still get."""
     try:
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            return 0
         left = fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0")
-    except OSError:  # closed, or a system that cannot tell
+    except (OSError, AttributeError):  # closed, or a system that cannot tell
         return 0
     return int.from_bytes(left, sys.byteorder)
 
