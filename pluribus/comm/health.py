@@ -117,7 +117,10 @@ class Health:
     def miss(self, path: Path, number: int, frame: int) -> None:
         """A frame came with other bits on the path with this number; the peer is asked for it."""
         self._missing[path] = self._clock
-        self.tell(path.peer, RESEND, number, frame)
+        if path is self._mesh.control[path.peer]:
+            path.ask(frame)
+        else:
+            self.tell(path.peer, RESEND, number, frame)
 
     def lose(self, peer: int, error: TransportError) -> None:
         """A path to a peer has ended."""

@@ -223,6 +223,15 @@ class Path(ABC):
     def acknowledge(self, number: int) -> None:  # noqa: B027
         """The peer has all frames before this one."""
 
+    def ask(self, number: int) -> None:
+        """Asks the peer on this very path to go back to a frame; it must be one that the peer
+        always reads.
+
+        Raises:
+            CorruptFrame: that is not possible.
+        """
+        raise CorruptFrame(self.peer, "this kind of path sends nothing again")
+
     def resend(self, number: int) -> None:
         """Goes back to this frame; the peer throws away what came since.
 

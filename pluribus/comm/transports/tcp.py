@@ -39,9 +39,13 @@ _TCP_CLOSE = 7  # linux/tcp_states.h: the peer has refused what was still on its
 _FIELDS = struct.Struct("<HBBIIIIII")
 _CHECK = struct.Struct("<I")
 _HEAD_BYTES = _FIELDS.size + _CHECK.size
+
+# Marks: frames without a number of their own, which are found among what is thrown away.
 _RESUME = PRIVATE  # what follows goes on with the frame of this number
-_RESUME_HEADER = Header(_RESUME, 0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0)
-_MARK = _FIELDS.pack(MAGIC, _RESUME, True, *_RESUME_HEADER[1:], 0, 0)[:20]  # to find it by
+_ASK = PRIVATE + 1  # go back to the frame of this number
+_SIGN = (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0)  # epoch, operation, part and bytes of a mark
+_SIGN_AT, _SIGN_BYTES = 4, struct.pack("<IIII", *_SIGN)
+_COPIES = 4  # of a mark: some of them may come with other bits
 _NUMBERS = 1 << 32
 _RECEIPT_BYTES = 2 * MIB  # a sender keeps so much, and what its and the peer's kernel hold
 _RECEIPT_FRAMES = 256
@@ -52,18 +56,19 @@ class _Frame:
     """A frame to send, or one that may be asked for again.
 
     Attributes:
-        number: on this path; -1 until its first byte leaves.
+        number: on this path, -1 until its first byte leaves; of the frame a mark is about.
+        asking: which asking of its sender a mark belongs to.
         parts: what of it is not sent yet; None until its first byte leaves.
         own: whether the payload is a copy, which nobody changes.
     """
 
-    __slots__ = ("done", "header", "number", "own", "parts", "payload")
+    __slots__ = ("asking", "done", "header", "number", "own", "parts", "payload")
 
     def __init__(
         self, header: Header, payload: memoryview | bytes, done: Callable[[], None] | None
     ) -> None:
         self.header, self.payload, self.done = header, payload, done
-        self.number = -1
+        self.number, self.asking = -1, 0
         self.parts: list[memoryview] | None = None
         self.own = False
 
@@ -97,6 +102,7 @@ class TcpPath(Path):
         self._expected = 0  # number of the frame to come
         self._repeats = 0  # of that one
         self.seeking = False  # where the sender goes back to it
+        self._askings = self._answered = 0  # of this end, and of the peer
         self._receipt_at = self._since = 0  # frames and bytes since the last receipt
         self._header: Header | None = None
         self._crc = 0
@@ -156,7 +162,7 @@ class TcpPath(Path):
             self._next = (self._next + 1) % _NUMBERS
         kind, epoch, operation, part, num_bytes = frame.header
         payload = memoryview(frame.payload)
-        crc = crc32c(payload) if self._checked and num_bytes else 0
+        crc = crc32c(payload) if self._checked and num_bytes else frame.asking
         fields = _FIELDS.pack(
             MAGIC, kind, self._checked, epoch, operation, part, num_bytes, frame.number, crc
         )
@@ -164,7 +170,7 @@ class TcpPath(Path):
         frame.parts = [head, payload] if num_bytes else [head]
 
     def _keep(self, frame: _Frame) -> None:
-        if not self._checked or frame.header.kind == _RESUME:
+        if not self._checked or frame.header.kind >= PRIVATE:
             return
         if not frame.own:
             frame.payload, frame.own = bytes(frame.payload), True
@@ -189,11 +195,20 @@ class TcpPath(Path):
             frame = self._kept.pop()
             self.traffic.resent += len(frame.payload)
             self._out.appendleft(frame)
-        for _ in range(4):  # some of them may come with other bits
-            mark = _Frame(_RESUME_HEADER, b"", None)
-            mark.number, mark.own = number, True
-            self._out.appendleft(mark)
+        self._mark(_RESUME, number, 0)
         self.flush()
+
+    def ask(self, number: int) -> None:
+        self._askings += 1
+        begun = bool(self._out) and self._out[0].parts is not None
+        self._mark(_ASK, number, int(begun))
+        self.flush()
+
+    def _mark(self, kind: int, number: int, at: int) -> None:
+        for _ in range(_COPIES):
+            mark = _Frame(Header(kind, *_SIGN), b"", None)
+            mark.number, mark.asking, mark.own = number, self._askings, True
+            self._out.insert(at, mark)
 
     # Receiving.
 
@@ -208,6 +223,9 @@ class TcpPath(Path):
             magic, kind, checked, *header, number, self._crc = _FIELDS.unpack_from(head)
             if magic != MAGIC or ((checked or self._checked) and not _intact(head)):
                 raise self._garbled("a frame's header came with other bits")
+            if kind == _ASK:
+                self._answer(number, self._crc)
+                continue
             if number != self._expected:
                 raise self._garbled(f"frame {number} came instead of {self._expected}")
             if kind != _RESUME:
@@ -280,20 +298,29 @@ class TcpPath(Path):
     def _seek(self) -> bool:
         """Throws away what comes before the sender goes back to the frame that is missing."""
         while True:
-            at = bytes(self._ahead[self._start : self._stop]).find(_MARK)
+            at = bytes(self._ahead[self._start : self._stop]).find(_SIGN_BYTES, _SIGN_AT)
             if at < 0:
-                self._start = max(self._start, self._stop - len(_MARK) + 1)
+                self._start = max(self._start, self._stop - _SIGN_AT - len(_SIGN_BYTES) + 1)
                 if not self._fill(self._stop - self._start + 1):
                     return False
                 continue
-            self._start += at
+            self._start += at - _SIGN_AT
             if self._stop - self._start < _HEAD_BYTES and not self._fill(_HEAD_BYTES):
                 return False
             head = bytes(self._ahead[self._start : self._start + _HEAD_BYTES])
-            if _intact(head) and _FIELDS.unpack_from(head)[-2] == self._expected:
-                self.seeking = False
-                return True
+            if _intact(head):
+                _, kind, *_, number, asking = _FIELDS.unpack_from(head)
+                if kind == _ASK:
+                    self._answer(number, asking)
+                elif number == self._expected:
+                    self.seeking = False
+                    return True
             self._start += 1
+
+    def _answer(self, number: int, asking: int) -> None:
+        if asking != self._answered:
+            self._answered = asking
+            self.resend(number)
 
     def _fill(self, wanted: int) -> bool:
         """Reads ahead; whether so many bytes are there now."""
