@@ -62,8 +62,8 @@ class Outgoing:
 
     @property
     def idle(self) -> bool:
-        """Whether everything written was sent at least once."""
-        return self._sent == self._written
+        """Whether all that may be sent was: what was written, or what the peer has room for."""
+        return self._sent >= min(self._written, self._limit)
 
     def write(self, data: np.ndarray) -> int:
         """Takes as many bytes as there is room for; returns how many."""

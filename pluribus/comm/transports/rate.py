@@ -50,6 +50,8 @@ class RateControl:
         self._shortest, self._shortest_at = float("inf"), 0.0
         self._drain_end = 0.0
         self._sample_start: tuple[float, int] | None = None
+        self._sample_idle = False
+        self._delivered = False  # whether this round has had a sample
         self._round_arrived = self._round_lost = 0
 
     @property
@@ -111,15 +113,18 @@ class RateControl:
             self._drain_end = now + max(DRAIN_SECONDS, self.round_trip)
 
     def _measure_bandwidth(self, arrived: int, peer_clock: float, idle: bool) -> None:
+        self._sample_idle |= idle
         if self._sample_start is None:
             self._sample_start = peer_clock, arrived
             return
         seconds = peer_clock - self._sample_start[0]
-        if seconds < max(SHORTEST_ROUND, min(self.round_trip, 0.1)):
-            return
         came = arrived - self._sample_start[1]
+        if not came or seconds < max(SHORTEST_ROUND, min(self.round_trip, 0.1)):
+            return
         self._sample_start = peer_clock, arrived
+        idle, self._sample_idle = self._sample_idle, idle
         self._round_arrived += came
+        self._delivered = True
         sample = came / seconds
         if idle and sample < self._bandwidth:
             return
@@ -135,11 +140,16 @@ class RateControl:
             self._bandwidth = max(self._bandwidths[0][1], SLOWEST)
 
     def _end_round(self, now: float, idle: bool) -> None:
+        """After a round trip. One that delivered nothing says nothing of the path's rate: did it
+        count, a pause of either process would push the last real sample out of the filter."""
         self._round_end = now + max(self.round_trip, SHORTEST_ROUND)
+        self._back_off()
+        if not self._delivered:
+            return
+        self._delivered = False
         if not idle:
             self._round += 1
         self._choose()
-        self._back_off()
         if self._phase == "start" and not idle:
             if self._bandwidth >= 1.25 * self._full:
                 self._full, self._full_rounds = self._bandwidth, 0
