@@ -273,10 +273,10 @@ class Engine:
     def _drain(self) -> None:
         until = time.monotonic() + _CLOSING_SECONDS
         while time.monotonic() < until:
-            waiting = [path for path in self._mesh.paths() if path.wants_write]
+            waiting = [path for path in self._mesh.paths() if path.unsent]
             if not waiting:
                 return
-            select.select([], waiting, [], 0.05)
+            select.select([], [path for path in waiting if path.wants_write], [], 5e-3)
             for path in waiting:
                 with contextlib.suppress(TransportError):
                     path.flush()

@@ -139,6 +139,11 @@ class Path(ABC):
     def wants_write(self) -> bool:
         """Whether queued bytes wait for the descriptor to become writable."""
 
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes would be lost if the process ended now."""
+        return self.wants_write
+
     @abstractmethod
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None

@@ -38,7 +38,7 @@ class Outgoing:
         self.resent = 0
         self.acknowledged = 0  # everything before is there
         self._piece = piece
-        self._written = 0  # end of what the path was given
+        self.written = 0  # end of what the path was given
         self._sent = 0  # end of what was sent at least once
         self._limit = 0  # end of what the peer has room for
         self._lost = Ranges()
@@ -53,7 +53,7 @@ class Outgoing:
     @property
     def room(self) -> int:
         """Bytes that `write` takes."""
-        return len(self.ring) - (self._written - self.acknowledged)
+        return len(self.ring) - (self.written - self.acknowledged)
 
     @property
     def in_flight(self) -> int:
@@ -63,13 +63,13 @@ class Outgoing:
     @property
     def idle(self) -> bool:
         """Whether all that may be sent was: what was written, or what the peer has room for."""
-        return self._sent >= min(self._written, self._limit)
+        return self._sent >= min(self.written, self._limit)
 
     def write(self, data: np.ndarray) -> int:
         """Takes as many bytes as there is room for; returns how many."""
         size = min(self.room, len(data))
-        write_ring(self.ring, self._written, data[:size])
-        self._written += size
+        write_ring(self.ring, self.written, data[:size])
+        self.written += size
         return size
 
     def next_burst(self, now: float, most: int) -> Burst | None:
@@ -97,7 +97,7 @@ class Outgoing:
             self._parity_start = self._sent
             return burst
         window = int(self.rate.window) - self.in_flight
-        end = min(self._written, self._limit, self._sent + most)
+        end = min(self.written, self._limit, self._sent + most)
         if self._parity_span:
             end = min(end, self._parity_start + self._parity_span)
         if end <= self._sent or (window < end - self._sent and self.in_flight):
@@ -111,7 +111,7 @@ class Outgoing:
     def wait(self, now: float) -> float | None:
         """Seconds until `next_burst` may have something; None: not before news comes."""
         window_open = self.in_flight + self._piece <= self.rate.window or not self.in_flight
-        fresh = self._sent < min(self._written, self._limit) and window_open
+        fresh = self._sent < min(self.written, self._limit) and window_open
         parity = self._parity_span and self.idle and self._parity_start < self._sent
         if len(self._lost) or fresh or parity:
             return max(0.0, self._next_time - now)

@@ -7,6 +7,7 @@ import hmac
 import secrets
 import socket
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from pluribus.comm.transports.base import (
 _READ_AHEAD = 64 * 1024  # small frames come many to a system call
 _HELLO = struct.Struct("<IIHH32s")  # rank, epoch, lane, lanes, token
 _HELLO_SECONDS = 5.0
+_RTT_OFFSET = 68  # of tcpi_rtt in struct tcp_info, microseconds; linux/tcp.h
 
 
 class TcpPath(Path):
@@ -54,6 +56,15 @@ class TcpPath(Path):
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds, as the kernel has measured it; 0 where it does not tell."""
+        info = getattr(socket, "TCP_INFO", None)
+        if info is None or self._socket.family == getattr(socket, "AF_UNIX", None):
+            return 0.0
+        data = self._socket.getsockopt(socket.IPPROTO_TCP, info, _RTT_OFFSET + 4)
+        return int.from_bytes(data[_RTT_OFFSET:], sys.byteorder) / 1e6
 
     @property
     def wants_write(self) -> bool:
