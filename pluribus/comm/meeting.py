@@ -95,8 +95,10 @@ def meet(
     paths: dict[int, list[Path]] = {}
     if near:
         paths |= SharedMemory(lanes + 1).connect(meeting("shared", near))
-    by_udp = set(far) & carriers.udp_peers(meeting("carriers", far), options.transport,
-                                           [place.island for place in places], control)  # fmt: skip
+    by_udp = carriers.udp_peers(
+        meeting("carriers", far), options.transport, options.congestion,
+        [place.island for place in places], control,
+    )  # fmt: skip
     if by_udp:
         flow = FlowOptions(parity_every=options.fec, silence_seconds=float("inf"))
         paths |= UdpTransport(flow, lanes + 1).connect(meeting("udp", sorted(by_udp)))

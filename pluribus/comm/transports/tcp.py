@@ -203,6 +203,18 @@ class Tcp(Transport):
                 connection.setsockopt(socket.IPPROTO_TCP, choose, self.congestion.encode())
 
 
+def usable(congestion: str) -> str:
+    """The congestion control a connection gets that asks for this one; empty if unknown."""
+    choose = getattr(socket, "TCP_CONGESTION", None)
+    if choose is None:
+        return ""
+    with socket.socket() as trial:
+        if congestion:
+            with contextlib.suppress(OSError):
+                trial.setsockopt(socket.IPPROTO_TCP, choose, congestion.encode())
+        return trial.getsockopt(socket.IPPROTO_TCP, choose, 16).rstrip(b"\0").decode()
+
+
 def meet(
     meeting: Meeting,
     lanes: int,
