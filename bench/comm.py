@@ -1,4 +1,4 @@
-"""Collectives against gloo: between centres, over a lossy WAN, in a star, on one host, after a death.
+"""Collectives against gloo: between centres, over a WAN, in a star, on one host, after a death.
 
     python bench/comm.py [--cases host death centres wan star] [--only WHO ...] [--rates 1000 100]
                          [--losses 0.1 1] [--sizes 1 16] [--repeats 5] [--json FILE]
@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from links import ADDRESSES, CENTRES, HUB, HUB_ADDRESS, Centres, Star, Wan
-from links import congestion_controls, inside, possible
-from wan import ADDRESSES as WAN_ADDRESSES
+import links
+import wan
+from links import CENTRES, HUB, HUB_ADDRESS, inside
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = str(Path(__file__).with_name("comm_rank.py"))
@@ -165,29 +165,29 @@ def start(
 
 def between_centres(bench: Bench, rates: Sequence[int]) -> None:
     places = {letter: (name, f"{name}0") for letter, name in zip("ab", CENTRES, strict=True)}
-    with Centres() as centres:
+    with links.Centres() as centres:
         for rate in rates:
             centres.shape(rate)
             for rival in bench.wanted(BETWEEN_CENTRES):
-                bench.measure(f"{rate} Mbit/s", rival, ADDRESSES[0], places, rate)
+                bench.measure(f"{rate} Mbit/s", rival, links.ADDRESSES[0], places, rate)
 
 
 def over_wan(bench: Bench, losses: Sequence[float]) -> None:
     places = {letter: (name, f"{name}w") for letter, name in zip("ab", CENTRES, strict=True)}
     for loss in losses:
         for rival in bench.wanted(OVER_WAN):
-            if rival.congestion not in ("", *congestion_controls()):
+            if rival.congestion not in ("", *links.congestion_controls()):
                 print(f"skipped: {rival.name} (this kernel has none)")
                 continue
-            with Wan(WAN_MBIT, WAN_DELAY, loss / 100, rival.congestion):
+            with links.Wan(WAN_MBIT, WAN_DELAY, loss / 100, rival.congestion):
                 case = f"{WAN_MBIT} Mbit/s, {2e3 * WAN_DELAY:.0f} ms, {loss:g} % loss"
                 # gloo over cubic takes long: its first all-reduce is all there is time for.
                 more = {"warm": 0, "repeats": 1} if rival.congestion == "cubic" else {}
-                bench.measure(case, rival, WAN_ADDRESSES[0], places, WAN_MBIT, WAN_LIMIT, **more)
+                bench.measure(case, rival, wan.ADDRESSES[0], places, WAN_MBIT, WAN_LIMIT, **more)
 
 
 def in_star(bench: Bench) -> None:
-    with Star(STAR_HOSTS, STAR_MBIT) as star:
+    with links.Star(STAR_HOSTS, STAR_MBIT) as star:
         places = {p: (h, f"{h}0") for p, h in zip("abcd", star.hosts, strict=True)}
         for rival in bench.wanted(IN_STAR):
             serving = None
@@ -254,7 +254,7 @@ def main() -> None:
         on_one_host(bench)
     if "death" in given.cases:
         after_death(bench, 5)
-    if possible():
+    if links.possible():
         if "centres" in given.cases:
             between_centres(bench, given.rates)
         if "wan" in given.cases:

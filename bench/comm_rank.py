@@ -1,7 +1,4 @@
-"""One rank of `bench/comm.py`: times all-reduces in a process group, or in MPI, as JSON says.
-
-    python bench/comm_rank.py '{"rank": 0, "size": 4, "backend": "gloo", ...}'
-"""
+"""One rank of `bench/comm.py`: times all-reduces in a process group, or in MPI, as its JSON says."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Outgoing:
         self.resent = 0
         self.acknowledged = 0  # everything before is there
         self._piece = piece
-        self.written = 0  # end of what the path was given
+        self._written = 0  # end of what the path was given
         self._sent = 0  # end of what was sent at least once
         self._limit = 0  # end of what the peer has room for
         self._lost = Ranges()
@@ -49,11 +49,13 @@ class Outgoing:
         self._arrived = self._filled = 0
         self._next_time = 0.0
         self._last_sent = 0.0
+        self._held = False  # by the window: the path is as fast as it is
+        self._behind = False  # of the pace, or held by the peer's room: what arrives is too little
 
     @property
     def room(self) -> int:
         """Bytes that `write` takes."""
-        return len(self.ring) - (self.written - self.acknowledged)
+        return len(self.ring) - (self._written - self.acknowledged)
 
     @property
     def in_flight(self) -> int:
@@ -62,14 +64,14 @@ class Outgoing:
 
     @property
     def idle(self) -> bool:
-        """Whether all that may be sent was: what was written, or what the peer has room for."""
-        return self._sent >= min(self.written, self._limit)
+        """Whether everything written was sent at least once."""
+        return self._sent == self._written
 
     def write(self, data: np.ndarray) -> int:
         """Takes as many bytes as there is room for; returns how many."""
         size = min(self.room, len(data))
-        write_ring(self.ring, self.written, data[:size])
-        self.written += size
+        write_ring(self.ring, self._written, data[:size])
+        self._written += size
         return size
 
     def next_burst(self, now: float, most: int) -> Burst | None:
@@ -78,7 +80,12 @@ class Outgoing:
             return None
         burst = self._choose(most)
         if burst is None:
+            full = self._limit <= self._sent < self._written
+            self._behind = self._behind or full
+            self._held = not full and not self.idle
             return None
+        self._behind = self._behind or (now > self._next_time + SLACK_SECONDS and not self._held)
+        self._held = False
         size = self._piece if burst.parity else burst.end - burst.start
         self._next_time = max(self._next_time, now - SLACK_SECONDS) + size / self.rate.rate
         self._last_sent = now
@@ -97,7 +104,7 @@ class Outgoing:
             self._parity_start = self._sent
             return burst
         window = int(self.rate.window) - self.in_flight
-        end = min(self.written, self._limit, self._sent + most)
+        end = min(self._written, self._limit, self._sent + most)
         if self._parity_span:
             end = min(end, self._parity_start + self._parity_span)
         if end <= self._sent or (window < end - self._sent and self.in_flight):
@@ -111,7 +118,7 @@ class Outgoing:
     def wait(self, now: float) -> float | None:
         """Seconds until `next_burst` may have something; None: not before news comes."""
         window_open = self.in_flight + self._piece <= self.rate.window or not self.in_flight
-        fresh = self._sent < min(self.written, self._limit) and window_open
+        fresh = self._sent < min(self._written, self._limit) and window_open
         parity = self._parity_span and self.idle and self._parity_start < self._sent
         if len(self._lost) or fresh or parity:
             return max(0.0, self._next_time - now)
@@ -145,8 +152,9 @@ class Outgoing:
         self._filled = max(self._filled, feedback.filled)
         self.rate.told(
             now, round_trip, feedback.arrived, feedback.clock, lost + max(filled, 0),
-            self.in_flight, self.idle,
+            self.in_flight, self.idle or self._behind,
         )  # fmt: skip
+        self._behind = False
 
     def _plausible(self, feedback: Feedback) -> bool:
         """Feedback that was overtaken, or that speaks of bytes never sent, changes nothing."""

@@ -8,7 +8,6 @@ per path moves datagrams; the engine only copies to and from the rings.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import hashlib
@@ -18,7 +17,6 @@ import socket
 import struct
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
@@ -38,7 +36,7 @@ from pluribus.comm.transports.base import (
     unpack,
 )
 from pluribus.comm.transports.datagram import HEAD_BYTES, read_ring
-from pluribus.comm.transports.flow import Flow, FlowOptions
+from pluribus.comm.transports.flow import KEEP_ALIVE, Flow, FlowOptions
 from pluribus.comm.transports.incoming import Missing
 
 IP_MTU, IP_MTU_DISCOVER = 14, 10  # linux/in.h; 0: let the network cut what is too long
@@ -46,12 +44,10 @@ IPV6_MTU = 24  # linux/in6.h
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 SOCKET_BYTES = 4 << 20
 BATCHES = 16  # datagram batches taken before it is somebody else's turn
-LEAVING_SECONDS = 2.0  # for what is written to arrive, when the process ends
 _AT_HOME = (
     errno.EAGAIN, errno.ENOBUFS, errno.EPERM, errno.ENETUNREACH, errno.EHOSTUNREACH,
     errno.ENETDOWN,
 )  # fmt: skip
-_open_paths: weakref.WeakSet[UdpPath] = weakref.WeakSet()
 
 
 class UdpPath(Path):
@@ -83,7 +79,6 @@ class UdpPath(Path):
         self._thread = threading.Thread(target=self._run, name=f"udp-{peer}", daemon=True)
 
     def start(self) -> None:
-        _open_paths.add(self)
         self._thread.start()
 
     # The engine's side.
@@ -95,6 +90,20 @@ class UdpPath(Path):
     def wants_write(self) -> bool:
         return False  # the descriptor becomes readable when there is room again
 
+    @property
+    def delivered(self) -> bool:
+        if self._failure is not None or self._closing:
+            return True
+        outgoing = self._flow.outgoing
+        return not self._queue and outgoing.room == len(outgoing.ring)
+
+    @property
+    def silent(self) -> bool:
+        return self._failure is not None
+
+    def withdraw(self) -> None:
+        self._queue.clear()
+
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
     ) -> None:
@@ -103,8 +112,8 @@ class UdpPath(Path):
         self._queue.append((np.frombuffer(payload, np.uint8), done))
 
     def flush(self) -> None:
-        if self._unread == 0:
-            self._check()
+        if self._failure is not None or self._closing:
+            return  # reading says so
         finished, wrote = [], False
         while self._queue:
             data, done = self._queue[0]
@@ -121,12 +130,6 @@ class UdpPath(Path):
             self._signal(self._wake)
         for done in finished:
             done()
-
-    @property
-    def unsent(self) -> bool:
-        outgoing = self._flow.outgoing
-        waits = bool(self._queue) or outgoing.acknowledged < outgoing.written
-        return waits and self._thread.is_alive() and not self._closing
 
     @property
     def _unread(self) -> int:
@@ -168,7 +171,7 @@ class UdpPath(Path):
     def _take_news(self) -> None:
         """The descriptor stands for bytes that came and for room to send alike."""
         _drain(self._news)
-        if self._queue and self._failure is None:
+        if self._queue:
             self.flush()
 
     def release(self) -> None:
@@ -196,7 +199,6 @@ class UdpPath(Path):
 
     def _check(self) -> None:
         if self._failure is not None:
-            self._signal(self._news)  # whoever polls is to see the end again
             raise PeerGone(self.peer, self._failure)
         if self._closing:
             raise PeerGone(self.peer, "the path is closed")
@@ -224,9 +226,12 @@ class UdpPath(Path):
         poll.register(self._socket, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         batch = bytearray(1 << 16)
-        flow, start = self._flow, time.monotonic()
+        flow, heard, silent, last = self._flow, None, 0.0, time.monotonic()
         while not self._closing:
             now = time.monotonic()
+            # What this process slept through is not the peer's silence.
+            silent += min(now - last, 2 * KEEP_ALIVE)
+            last = now
             sent = self._send(now)
             # Waiting in milliseconds: less than one is rounded up, and the pacing catches up.
             for descriptor, _ in poll.poll(0 if sent else max(1, round(flow.wait(now) * 1e3))):
@@ -239,10 +244,10 @@ class UdpPath(Path):
             self.traffic.resent = flow.outgoing.resent
             if flow.ended:
                 raise ConnectionResetError(errno.ECONNRESET, "the peer closed the path")
-            if flow.heard_at is not None:
+            if flow.heard_at != heard:
+                heard, silent = flow.heard_at, 0.0
                 self.heard.set()
-            last = start if flow.heard_at is None else flow.heard_at
-            if time.monotonic() - last > self._silence:
+            if silent > self._silence:
                 raise TimeoutError(errno.ETIMEDOUT, f"silent for {self._silence:g} s")
 
     def _hear(self, batch: bytearray) -> None:
@@ -375,14 +380,3 @@ def _keys(meeting: Meeting, peer: int, lane: int) -> tuple[bytes, bytes]:
 def _drain(descriptor: int) -> None:
     with contextlib.suppress(BlockingIOError):
         os.eventfd_read(descriptor)
-
-
-@atexit.register
-def _leave() -> None:
-    """What was handed to a path arrives though the process ends, as the kernel does it for TCP."""
-    until = time.monotonic() + LEAVING_SECONDS
-    paths = list(_open_paths)
-    while time.monotonic() < until and any(path.unsent for path in paths):
-        time.sleep(1e-3)
-    for path in paths:
-        path.close()
