@@ -14,10 +14,12 @@ import torch.distributed as dist
 
 from pluribus.comm.mesh import Mesh
 from pluribus.comm.options import Options
-from pluribus.comm.transports import shared
+from pluribus.comm.transports import carriers, shared
 from pluribus.comm.transports.base import Meeting, Path, Store
+from pluribus.comm.transports.flow import FlowOptions
 from pluribus.comm.transports.shared import SharedMemory
 from pluribus.comm.transports.tcp import Tcp
+from pluribus.comm.transports.udp import UdpTransport
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,17 @@ def meet(
     paths: dict[int, list[Path]] = {}
     if near:
         paths |= SharedMemory(lanes + 1).connect(meeting("shared", near))
-    if far:
+    by_udp = carriers.udp_peers(
+        meeting("carriers", far), options.transport, options.congestion,
+        [place.island for place in places], control,
+    )  # fmt: skip
+    if by_udp:
+        flow = FlowOptions(parity_every=options.fec, silence_seconds=float("inf"))
+        paths |= UdpTransport(flow, lanes + 1).connect(meeting("udp", sorted(by_udp)))
+    by_tcp = [peer for peer in far if peer not in by_udp]
+    if by_tcp:
         tcp = Tcp(lanes + 1, options.congestion, options.checked)
-        paths |= tcp.connect(meeting("tcp", far))
+        paths |= tcp.connect(meeting("tcp", by_tcp))
     mesh = Mesh(
         epoch,
         {peer: known[:lanes] for peer, known in paths.items()},

@@ -10,6 +10,7 @@ from pluribus.core.errors import ConfigError
 from pluribus.core.units import MIB
 
 _PREFIX = "PLURIBUS_COMM_"
+TRANSPORTS = ("tcp", "udp", "auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,11 @@ class Options:
             store, which is loopback when the store is on loopback.
         codec: for sums of floats between islands: "none", "bf16", "int8", "int4".
         algorithm: name of one to use wherever it fits; empty lets the tuner choose.
-        streams: TCP connections to each peer.
+        transport: between hosts: "tcp", "udp" or "auto", which takes UDP between islands that
+            are far from each other or lose packets.
+        fec: datagrams over which UDP sends one more that repairs any of them without asking; 0:
+            none.
+        streams: connections to each peer.
         congestion: TCP congestion control where the kernel has it; empty: the host's default.
         shared_memory: whether ranks of one host use it.
         checked: whether frames between hosts carry a checksum.
@@ -37,6 +42,8 @@ class Options:
     address: str = ""
     codec: str = "none"
     algorithm: str = ""
+    transport: str = "tcp"
+    fec: int = 0
     streams: int = 1
     congestion: str = "bbr"
     shared_memory: bool = True
@@ -50,6 +57,13 @@ class Options:
             raise ConfigError(
                 f"chunk_bytes = {self.chunk_bytes} is not between 0 and {MIB}", where="comm options"
             )
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(
+                f"transport = {self.transport!r} is not one of {', '.join(TRANSPORTS)}",
+                where="comm options",
+            )
+        if self.fec < 0:
+            raise ConfigError(f"fec = {self.fec} is negative", where="comm options")
         if self.streams < 1 or self.stall_seconds <= 0:
             raise ConfigError("streams and stall_seconds must be positive", where="comm options")
 
