@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pluribus.comm.algorithms import flat
+from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS, program
+from pluribus.comm.codecs.base import Codec
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.codecs.residuals import Residuals
 from pluribus.comm.engine import Engine
@@ -25,6 +27,7 @@ _LINEAR = (Op.SUM, Op.AVG, Op.PREMUL_SUM)
 CHUNK_BYTES = MIB
 _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
 _KEPT_PROGRAMS = 256
+_FAST_GIGABYTES_PER_S = 5.0  # of a codec whose decoding takes about as long as copying
 
 End = Callable[[Exception | None], None]
 
@@ -87,12 +90,13 @@ class Collectives:
         name = self._choose(operation, num_bytes)
         codec = self._codec if self._may_encode(name, output, op, num_bytes, key) else None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
-        known = (operation, name, elements, chunk, root, codec is not None)
+        known = (operation, name, elements, chunk, root, codec, output.dtype.itemsize)
         if known not in self._programs:
             if len(self._programs) >= _KEPT_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
             self._programs[known] = program(
-                operation, name, self._layout, self._rank, elements, chunk, root, codec,
+                operation, name, self._layout, self._rank, elements, chunk, root,
+                None if codec is None else _coding(codec, output.dtype),
                 self._options.streams, self._options.verify and operation == "all_reduce",
             )  # fmt: skip
         steps = self._programs[known]
@@ -171,7 +175,7 @@ class Collectives:
         given: torch.Tensor,
         output: torch.Tensor,
         op: Op | None,
-        codec: object,
+        codec: Codec | None,
         residual: torch.Tensor | None,
         end: End,
     ) -> None:
@@ -192,3 +196,8 @@ class Collectives:
                 end,
             )
         )
+
+
+def _coding(codec: Codec, dtype: torch.dtype) -> Coding:
+    fast = codec.gigabytes_per_s >= _FAST_GIGABYTES_PER_S
+    return Coding(codec.block, codec.num_bytes, dtype.itemsize, fast)

@@ -11,7 +11,7 @@ import torch
 from pluribus.comm.codecs.base import Codec
 from pluribus.comm.errors import SilentCorruption
 from pluribus.comm.native.crc32c import crc32c
-from pluribus.comm.program import DIGEST_BYTES, FIRST_SCRATCH, Kind, Program, Span, Step
+from pluribus.comm.program import DIGEST_BYTES, Kind, Program, Span, Step
 from pluribus.comm.reduce import Reduction
 
 
@@ -87,7 +87,7 @@ class Job:
 
     def run(self, step: Step) -> None:
         """Does a local step."""
-        kind, _, _, target, source, at = step
+        kind, _, part, target, source, at = step
         task = self.task
         if kind is Kind.COPY:
             self.bytes(target)[:] = self.bytes(source)
@@ -108,19 +108,24 @@ class Job:
             self.bytes(target)[:] = crc32c(whole).to_bytes(DIGEST_BYTES, "little")
         elif kind is Kind.COMPARE:
             compare_digests(self.bytes(source), task.name)
+        elif kind is Kind.DECODE_ADD:
+            self._decode(self.tensor(target), self.tensor(source), 1, add=True)
         else:
-            self._decode(target, source, kind is Kind.DECODE_ADD)
+            self._decode(self.tensor(target), self.tensor(source), part)
 
-    def _decode(self, target: Span, source: Span, add: bool) -> None:
-        codec, into = self.task.codec, self.tensor(target)
+    def _decode(
+        self, into: torch.Tensor, coded: torch.Tensor, parts: int, add: bool = False
+    ) -> None:
+        codec = self.task.codec
         assert codec is not None
-        assert target.buffer < FIRST_SCRATCH or into.dtype.is_floating_point
-        if into.dtype is torch.float32:
-            codec.decode(self.tensor(source), into, add)
-            return
-        values = torch.empty(target.size)
-        codec.decode(self.tensor(source), values)
-        into.add_(values) if add else into.copy_(values)
+        values = into if into.dtype is torch.float32 else torch.empty(len(into))
+        if parts == 2:
+            codec.decode_sum(*coded.chunk(2), values)
+        else:
+            assert parts == 1
+            codec.decode(coded, values, add and values is into)
+        if values is not into:
+            into.add_(values) if add else into.copy_(values)
 
     def done_with(self, step: int) -> list[int]:
         """Marks a step; returns those that may run now."""

@@ -16,6 +16,7 @@ ISLANDS = {
     "streams": ({"PLURIBUS_COMM_SHARED_MEMORY": "0", "PLURIBUS_COMM_STREAMS": "3"}, None),
     "islands": ({}, "aabb"),
     "unequal": ({"PLURIBUS_COMM_SHARED_MEMORY": "0"}, "abbb"),
+    "sites": ({}, ["a/x", "a/x", "a/y", "b/z"]),
     "verified": ({"PLURIBUS_COMM_VERIFY": "1"}, "aabb"),
 }
 
