@@ -19,6 +19,7 @@ from pluribus.comm.job import Task
 from pluribus.comm.options import Options
 from pluribus.comm.program import Builder, Program
 from pluribus.comm.reduce import Op, reduction
+from pluribus.comm.scratch import Scratch
 from pluribus.comm.tuner import Tuner
 from pluribus.core.units import KIB, MIB, format_bytes
 
@@ -59,6 +60,7 @@ class Collectives:
         self._options = options
         self._codec = None if options.codec == "none" else codec_named(options.codec)
         self._programs: dict[tuple, Program] = {}
+        self._scratch = Scratch()
         self._seen: dict[tuple[int, int], int] = {}
 
     def run(
@@ -192,6 +194,7 @@ class Collectives:
                 how,
                 codec,
                 residual,
+                self._scratch,
                 self.timeout,
                 end,
             )

@@ -13,6 +13,7 @@ from pluribus.comm.errors import SilentCorruption
 from pluribus.comm.native.crc32c import crc32c
 from pluribus.comm.program import DIGEST_BYTES, Kind, Program, Span, Step
 from pluribus.comm.reduce import Reduction
+from pluribus.comm.scratch import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Task:
         given, output: flat CPU tensors of one dtype: buffers INPUT and OUTPUT.
         members: of the group, for an average.
         residual: float32 [program.residuals], or None without error feedback.
+        scratch: where the program's own buffers come from.
         done: called once, from the engine's thread: with None, or the error.
     """
 
@@ -35,6 +37,7 @@ class Task:
     reduction: Reduction | None
     codec: Codec | None
     residual: torch.Tensor | None
+    scratch: Scratch
     timeout: float
     done: Callable[[Exception | None], None]
 
@@ -60,11 +63,18 @@ class Job:
         self.sent = dict.fromkeys(program.sends, 0)
         self.received = dict.fromkeys(program.receives, 0)
         dtype = task.output.dtype
-        scratch = [
-            torch.empty(size, dtype=torch.uint8 if coded else dtype)
+        self._scratch = [
+            task.scratch.take(size if coded else size * dtype.itemsize)
             for size, coded in zip(program.scratch, program.coded, strict=True)
         ]
-        self._tensors: Sequence[torch.Tensor] = [task.given, task.output, *scratch]
+        self._tensors: Sequence[torch.Tensor] = [
+            task.given,
+            task.output,
+            *(
+                buffer if coded else buffer.view(dtype)
+                for buffer, coded in zip(self._scratch, program.coded, strict=True)
+            ),
+        ]
         self._bytes = [memoryview(t.view(torch.uint8).numpy()) for t in self._tensors]
         self._widths = [tensor.element_size() for tensor in self._tensors]
 
@@ -136,6 +146,12 @@ class Job:
             if not self.waits[later]:
                 ready.append(later)
         return ready
+
+    def end(self) -> None:
+        """All its steps are done: says so, and gives its scratch memory back."""
+        for buffer in self._scratch:
+            self.task.scratch.give_back(buffer)
+        self.task.done(None)
 
     def missing(self) -> list[int]:
         """Peers from whom something must still come."""

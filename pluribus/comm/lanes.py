@@ -169,7 +169,7 @@ class Lanes:
             self._work.append((job, ready))
         if not job.left and job in self.jobs:
             self.jobs.remove(job)
-            job.task.done(None)
+            job.end()
 
     def _queue_frames(self, lane: Lane) -> None:
         """Frames leave in program order, those of the next job after all of this one's."""
