@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pluribus.comm.algorithms import flat
 from pluribus.comm.algorithms.islands import Coding
@@ -58,10 +59,14 @@ class Collectives:
         self._layout = layout
         self._rank = rank
         self._options = options
-        self._codec = None if options.codec == "none" else codec_named(options.codec)
+        self._codec, self._gather_codec = (
+            None if name == "none" else codec_named(name)
+            for name in (options.codec, options.gather_codec)
+        )
         self._programs: dict[tuple, Program] = {}
         self._scratch = Scratch()
-        self._seen: dict[tuple[int, int], int] = {}
+        self._slots: dict[tuple, tuple[str, StorageWeakRef]] = {}
+        self._numbers: dict[str, int] = {}
 
     def run(
         self,
@@ -71,14 +76,15 @@ class Collectives:
         end: End,
         op: Op | None = None,
         root: int = 0,
-        key: int | None = None,
+        key: torch.Tensor | None = None,
     ) -> None:
         """Starts an operation.
 
         Args:
             given, output: flat host memory; the same for operations in place.
             end: called when it is over.
-            key: tells tensors apart whose codec residuals must not mix; None: no codec.
+            key: the caller's tensor, for sums that a codec may shorten: while its memory lives,
+                what the codec loses waits for its next sum. None: no codec.
         """
         size = self._layout.size
         whole = given.numel() if operation in ("reduce_scatter", "all_to_all") else output.numel()
@@ -89,8 +95,10 @@ class Collectives:
         elements = whole // size if operation in _PARTED else whole
         self._check(operation, given, output, elements, root)
         num_bytes = whole * output.element_size()
-        name = self._choose(operation, num_bytes)
-        codec = self._codec if self._may_encode(name, output, op, num_bytes, key) else None
+        codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
+        name = self._choose(operation, num_bytes, codec is not None)
+        if name != "islands":
+            codec = None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
         known = (operation, name, elements, chunk, root, codec, output.dtype.itemsize)
         if known not in self._programs:
@@ -104,8 +112,7 @@ class Collectives:
         steps = self._programs[known]
         residual = None
         if codec is not None and codec.feeds_back and key is not None:
-            slot = self._seen.setdefault((key, elements), len(self._seen))
-            residual = self.residuals.of(f"{operation}/{slot}", steps.residuals)
+            residual = self.residuals.of(self._slot(operation, key, elements), steps.residuals)
         self._submit(operation, steps, given, output, op, codec, residual, end)
 
     def all_to_all(
@@ -147,28 +154,53 @@ class Collectives:
                 f"{output.numel()} out do not fit together"
             )
 
-    def _choose(self, operation: str, num_bytes: int) -> str:
+    def _choose(self, operation: str, num_bytes: int, coded: bool) -> str:
         known = ALGORITHMS[operation]
         wanted = self._options.algorithm
         if wanted in known and (not known[wanted].crosses or not self._layout.is_flat):
             return wanted
-        if self._codec is not None and operation == "all_reduce" and num_bytes >= _CODED_BYTES:
+        if coded:
             # Priced without codec, a flat algorithm may look cheaper; and among islands of one
             # rank each, this is the one that encodes.
-            return "islands" if len(self._layout.islands) > 1 else "direct"
+            return "islands"
         return self.tuner.choose(operation, num_bytes)
 
-    def _may_encode(
-        self, name: str, output: torch.Tensor, op: Op | None, num_bytes: int, key: int | None
-    ) -> bool:
-        return (
-            self._codec is not None
-            and name == "islands"
-            and op in _LINEAR
-            and output.dtype.is_floating_point
-            and num_bytes >= _CODED_BYTES
-            and key is not None
-        )
+    def _codec_for(
+        self,
+        operation: str,
+        dtype: torch.dtype,
+        op: Op | None,
+        num_bytes: int,
+        key: torch.Tensor | None,
+    ) -> Codec | None:
+        """The codec of an operation on the hop between islands."""
+        if len(self._layout.islands) < 2 or num_bytes < _CODED_BYTES:
+            return None
+        if operation == "all_gather":
+            codec = self._gather_codec
+        elif operation in ("all_reduce", "reduce_scatter") and op in _LINEAR and key is not None:
+            codec = self._codec
+        else:
+            return None
+        return codec if dtype.is_floating_point else None
+
+    def _slot(self, operation: str, tensor: torch.Tensor, elements: int) -> str:
+        """Name of a tensor's residual: the how manieth of its operation it is.
+
+        Goes by the memory, and only while that lives: another tensor that is later made in the
+        same place must not get what this one is owed.
+        """
+        for key, (name, memory) in list(self._slots.items()):
+            if memory.expired():
+                del self._slots[key]
+                self.residuals.drop(name)
+        memory = StorageWeakRef(tensor.untyped_storage())
+        key = (operation, memory.cdata, tensor.storage_offset(), elements)
+        if key not in self._slots:
+            number = self._numbers.get(operation, 0)
+            self._numbers[operation] = number + 1
+            self._slots[key] = (f"{operation}/{number}", memory)
+        return self._slots[key][0]
 
     def _submit(
         self,

@@ -174,9 +174,7 @@ class Group(dist.ProcessGroup):
         flat = flatten([tensor], read=True)
         _premultiply(flat.data, op)
         work = self._work([tensor], flat.back)
-        self._collectives.run(
-            "all_reduce", flat.data, flat.data, work.end, op=op.op, key=tensor.data_ptr()
-        )
+        self._collectives.run("all_reduce", flat.data, flat.data, work.end, op=op.op, key=tensor)
         return work
 
     def reduce(self, tensors: Tensors, opts: Any) -> Work:
@@ -217,7 +215,7 @@ class Group(dist.ProcessGroup):
             given = given.clone()
             _premultiply(given, op)
         work = self._work([output], flat.back)
-        self._collectives.run("reduce_scatter", given, flat.data, work.end, op=op.op)
+        self._collectives.run("reduce_scatter", given, flat.data, work.end, op=op.op, key=input)
         return work
 
     _reduce_scatter_base = reduce_scatter_single

@@ -22,6 +22,8 @@ class Options:
         address: IP address to listen on and to tell the peers; empty: the one that routes to the
             store, which is loopback when the store is on loopback.
         codec: for sums of floats between islands: "none", "bf16", "int8", "int4".
+        gather_codec: for all-gathers of floats between islands (of weights, say), likewise; nothing
+            makes up for what it loses.
         algorithm: name of one to use wherever it fits; empty lets the tuner choose.
         streams: TCP connections to each peer.
         congestion: TCP congestion control where the kernel has it; empty: the host's default.
@@ -36,6 +38,7 @@ class Options:
     island: str = ""
     address: str = ""
     codec: str = "none"
+    gather_codec: str = "none"
     algorithm: str = ""
     streams: int = 1
     congestion: str = "bbr"
