@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
-from pluribus.comm.algorithms import flat
+from pluribus.comm.algorithms import flat, relay
 from pluribus.comm.algorithms.layout import Layout
-from pluribus.comm.algorithms.registry import ALGORITHMS, program
+from pluribus.comm.algorithms.registry import ALGORITHMS, compare_digests, program
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.codecs.residuals import Residuals
+from pluribus.comm.devices.copies import Copies, Staging
+from pluribus.comm.devices.island import Island
+from pluribus.comm.devices.staged import staged
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import Mismatch
 from pluribus.comm.job import Task
@@ -26,7 +30,23 @@ CHUNK_BYTES = MIB
 _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
 _KEPT_PROGRAMS = 256
 
+STAGING_BYTES = 64 * MIB  # of host memory per operation and rank, where the algorithm needs no more
+
 End = Callable[[Exception | None], None]
+
+
+class _Plan(NamedTuple):
+    """What a program depends on."""
+
+    operation: str
+    name: str
+    elements: int
+    chunk: int
+    root: int
+    coded: bool
+    staged: bool
+    by_library: bool
+    element_size: int
 
 
 class Collectives:
@@ -36,6 +56,8 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
+        relays: whether some island adds up by a library of its vendor.
+        island: this rank's, if it is one of those.
     """
 
     def __init__(
@@ -50,12 +72,14 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
+        self.relays = False
+        self.island: Island | None = None
         self._engine = engine
         self._layout = layout
         self._rank = rank
         self._options = options
         self._codec = None if options.codec == "none" else codec_named(options.codec)
-        self._programs: dict[tuple, Program] = {}
+        self._programs: dict[_Plan, Program] = {}
         self._seen: dict[tuple[int, int], int] = {}
 
     def run(
@@ -67,11 +91,13 @@ class Collectives:
         op: Op | None = None,
         root: int = 0,
         key: int | None = None,
+        staging: Staging | None = None,
     ) -> None:
         """Starts an operation.
 
         Args:
-            given, output: flat host memory; the same for operations in place.
+            given, output: flat memory, of the host or with ``staging`` of its chip; the same for
+                operations in place.
             end: called when it is over.
             key: tells tensors apart whose codec residuals must not mix; None: no codec.
         """
@@ -87,20 +113,60 @@ class Collectives:
         name = self._choose(operation, num_bytes)
         codec = self._codec if self._may_encode(name, output, op, num_bytes, key) else None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
-        known = (operation, name, elements, chunk, root, codec is not None)
-        if known not in self._programs:
-            if len(self._programs) >= _KEPT_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[known] = program(
-                operation, name, self._layout, self._rank, elements, chunk, root, codec,
-                self._options.streams, self._options.verify and operation == "all_reduce",
-            )  # fmt: skip
-        steps = self._programs[known]
+        if self.relays and name == "islands" and operation == "all_reduce":
+            name = "relay"
+        by_library = (
+            name == "relay"
+            and staging is not None
+            and self.island is not None
+            and self.island.can(op, output)
+        )
+        plan = _Plan(
+            operation, name, elements, chunk, root, codec is not None, staging is not None,
+            by_library, output.element_size(),
+        )  # fmt: skip
+        steps = self._program(plan)
         residual = None
         if codec is not None and codec.feeds_back and key is not None:
             slot = self._seen.setdefault((key, elements), len(self._seen))
             residual = self.residuals.of(f"{operation}/{slot}", steps.residuals)
-        self._submit(operation, steps, given, output, op, codec, residual, end)
+        if not by_library:
+            copies = staging.copies() if staging is not None else None
+            self._submit(operation, steps, given, output, op, codec, residual, end, copies)
+            return
+
+        def across(shard: torch.Tensor, copies: Copies, ended: End) -> None:
+            self._submit(operation, steps, shard, shard, op, codec, residual, ended, copies)
+
+        assert self.island is not None
+        assert op is not None
+        self.island.all_reduce(output, op, across, codec.block if codec else 1, end)
+
+    def _program(self, plan: _Plan) -> Program:
+        known = self._programs.get(plan)
+        if known is not None:
+            return known
+        codec = self._codec if plan.coded else None
+        verify = self._options.verify and plan.operation == "all_reduce"
+        if plan.name == "relay":
+            builder = Builder(self._rank, self._options.streams)
+            relay.all_reduce(
+                builder, self._layout, plan.elements, plan.chunk, codec, plan.by_library
+            )
+            if verify:
+                compare_digests(builder, self._layout.size)
+            made = builder.build()
+        else:
+            made = program(
+                plan.operation, plan.name, self._layout, self._rank, plan.elements, plan.chunk,
+                plan.root, codec, self._options.streams, verify,
+            )  # fmt: skip
+        if plan.staged:
+            made = staged(made, STAGING_BYTES // plan.element_size)
+        if len(self._programs) >= _KEPT_PROGRAMS:
+            self._programs.pop(next(iter(self._programs)))
+        self._programs[plan] = made
+        return made
 
     def all_to_all(
         self,
@@ -110,17 +176,22 @@ class Collectives:
         received: Sequence[int],
         equal: bool,
         end: End,
+        staging: Staging | None = None,
     ) -> None:
         """The same for parts of any size, in elements."""
         if equal:
-            self.run("all_to_all", given, output, end)
+            self.run("all_to_all", given, output, end, staging=staging)
             return
         if sum(sent) > given.numel() or sum(received) > output.numel():
             raise Mismatch("all_to_all: the parts do not fit the tensors")
         chunk = (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size()
         builder = Builder(self._rank, self._options.streams)
         flat.direct_all_to_all(builder, sent, received, chunk)
-        self._submit("all_to_all", builder.build(), given, output, None, None, None, end)
+        steps, copies = builder.build(), None
+        if staging is not None:
+            steps = staged(steps, STAGING_BYTES // output.element_size())
+            copies = staging.copies()
+        self._submit("all_to_all", steps, given, output, None, None, None, end, copies)
 
     def _check(
         self, operation: str, given: torch.Tensor, output: torch.Tensor, elements: int, root: int
@@ -174,6 +245,7 @@ class Collectives:
         codec: object,
         residual: torch.Tensor | None,
         end: End,
+        copies: Copies | None,
     ) -> None:
         size = format_bytes(max(given.numel(), output.numel()) * output.element_size())
         how = None if op is None else reduction(op, output.dtype)
@@ -190,5 +262,6 @@ class Collectives:
                 residual,
                 self.timeout,
                 end,
+                copies,
             )
         )

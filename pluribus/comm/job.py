@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pluribus.comm.codecs.base import Codec
+from pluribus.comm.devices.copies import Copies
 from pluribus.comm.errors import SilentCorruption
 from pluribus.comm.native.crc32c import crc32c
 from pluribus.comm.program import DIGEST_BYTES, FIRST_SCRATCH, Kind, Program, Span, Step
@@ -21,9 +22,11 @@ class Task:
 
     Attributes:
         name: for messages, e.g. ``"all_reduce of 4 MiB"``.
-        given, output: flat CPU tensors of one dtype: buffers INPUT and OUTPUT.
+        given, output: flat tensors of one dtype: buffers INPUT and OUTPUT. On the CPU, unless the
+            program is staged.
         members: of the group, for an average.
         residual: float32 [program.residuals], or None without error feedback.
+        copies: between device and host, if input and output are a device's.
         done: called once, from the engine's thread: with None, or the error.
     """
 
@@ -37,6 +40,7 @@ class Task:
     residual: torch.Tensor | None
     timeout: float
     done: Callable[[Exception | None], None]
+    copies: Copies | None = None
 
 
 class Job:
@@ -64,8 +68,15 @@ class Job:
             torch.empty(size, dtype=torch.uint8 if coded else dtype)
             for size, coded in zip(program.scratch, program.coded, strict=True)
         ]
+        if task.copies is not None:
+            staging = program.staging - FIRST_SCRATCH
+            num_bytes = program.scratch[staging] * dtype.itemsize
+            scratch[staging] = task.copies.memory(num_bytes).view(dtype)
         self._tensors: Sequence[torch.Tensor] = [task.given, task.output, *scratch]
-        self._bytes = [memoryview(t.view(torch.uint8).numpy()) for t in self._tensors]
+        self._bytes = [
+            memoryview(t.view(torch.uint8).numpy() if t.device.type == "cpu" else b"")
+            for t in self._tensors
+        ]
         self._widths = [tensor.element_size() for tensor in self._tensors]
 
     def tensor(self, span: Span) -> torch.Tensor:
@@ -121,6 +132,13 @@ class Job:
         values = torch.empty(target.size)
         codec.decode(self.tensor(source), values)
         into.add_(values) if add else into.copy_(values)
+
+    def begin(self, step: Step, done: Callable[[Exception | None], None]) -> None:
+        """Starts a copy between device and host; ``done`` is called in the engine's thread."""
+        copies = self.task.copies
+        assert copies is not None
+        copy = copies.fetch if step.kind is Kind.FETCH else copies.store
+        copy(self.tensor(step.target), self.tensor(step.source), done)
 
     def done_with(self, step: int) -> list[int]:
         """Marks a step; returns those that may run now."""

@@ -45,10 +45,7 @@ def all_reduce(
         for owner, members in zip(owners, layout.islands, strict=True):
             for member in _others(members, owner):
                 b.transfer(member, owner, span, span, reduce=True)
-    if count == 2:
-        _swap(b, pieces, coding)
-    else:
-        _reduce_and_spread(b, pieces, coding)
+    cross(b, pieces, coding)
     for span, _, owners, _ in pieces:
         for owner, members in zip(owners, layout.islands, strict=True):
             for member in _others(members, owner):
@@ -68,6 +65,14 @@ class Piece(NamedTuple):
     order: int
     owners: list[int]
     home: int
+
+
+def cross(b: Builder, pieces: list[Piece], coding: Coding | None) -> None:
+    """Owners of each piece in all islands add up what they have of it; all get the sum."""
+    if len(pieces[0].owners) == 2:
+        _swap(b, pieces, coding)
+    else:
+        _reduce_and_spread(b, pieces, coding)
 
 
 def _swap(b: Builder, pieces: list[Piece], coding: Coding | None) -> None:
