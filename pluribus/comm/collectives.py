@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pluribus.comm.algorithms import flat
+from pluribus.comm.algorithms import flat, relay
 from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
-from pluribus.comm.algorithms.registry import ALGORITHMS, program
+from pluribus.comm.algorithms.registry import ALGORITHMS, compare_digests, program
 from pluribus.comm.codecs.base import Codec
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.codecs.residuals import Residuals
+from pluribus.comm.devices.copies import Copies, Staging
+from pluribus.comm.devices.island import Island
+from pluribus.comm.devices.staged import staged
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import Mismatch
 from pluribus.comm.job import Task
@@ -31,7 +35,23 @@ _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
 _KEPT_PROGRAMS = 256
 _FAST_GIGABYTES_PER_S = 5.0  # of a codec whose decoding takes about as long as copying
 
+STAGING_BYTES = 64 * MIB  # of host memory per operation and rank, where the algorithm needs no more
+
 End = Callable[[Exception | None], None]
+
+
+class _Plan(NamedTuple):
+    """What a program depends on."""
+
+    operation: str
+    name: str
+    elements: int
+    chunk: int
+    root: int
+    codec: Codec | None
+    staged: bool
+    by_library: bool
+    element_size: int
 
 
 class Collectives:
@@ -41,6 +61,8 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
+        relays: whether some island adds up by a library of its vendor.
+        island: this rank's, if it is one of those.
     """
 
     def __init__(
@@ -55,6 +77,8 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
+        self.relays = False
+        self.island: Island | None = None
         self._engine = engine
         self._layout = layout
         self._rank = rank
@@ -63,7 +87,7 @@ class Collectives:
             None if name == "none" else codec_named(name)
             for name in (options.codec, options.gather_codec)
         )
-        self._programs: dict[tuple, Program] = {}
+        self._programs: dict[_Plan, Program] = {}
         self._scratch = Scratch()
         self._slots: dict[tuple, tuple[str, StorageWeakRef]] = {}
         self._numbers: dict[str, int] = {}
@@ -77,11 +101,13 @@ class Collectives:
         op: Op | None = None,
         root: int = 0,
         key: torch.Tensor | None = None,
+        staging: Staging | None = None,
     ) -> None:
         """Starts an operation.
 
         Args:
-            given, output: flat host memory; the same for operations in place.
+            given, output: flat memory, of the host or with ``staging`` of its chip; the same for
+                operations in place.
             end: called when it is over.
             key: the caller's tensor, for sums that a codec may shorten: while its memory lives,
                 what the codec loses waits for its next sum. None: no codec.
@@ -100,20 +126,62 @@ class Collectives:
         if name != "islands":
             codec = None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
-        known = (operation, name, elements, chunk, root, codec, output.dtype.itemsize)
-        if known not in self._programs:
-            if len(self._programs) >= _KEPT_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[known] = program(
-                operation, name, self._layout, self._rank, elements, chunk, root,
-                None if codec is None else _coding(codec, output.dtype),
-                self._options.streams, self._options.verify and operation == "all_reduce",
-            )  # fmt: skip
-        steps = self._programs[known]
+        if self.relays and name == "islands" and operation == "all_reduce":
+            name = "relay"
+        by_library = (
+            name == "relay"
+            and staging is not None
+            and self.island is not None
+            and self.island.can(op, output)
+        )
+        plan = _Plan(
+            operation, name, elements, chunk, root, codec, staging is not None,
+            by_library, output.element_size(),
+        )  # fmt: skip
+        steps = self._program(plan)
         residual = None
         if codec is not None and codec.feeds_back and key is not None:
             residual = self.residuals.of(self._slot(operation, key, elements), steps.residuals)
-        self._submit(operation, steps, given, output, op, codec, residual, end)
+        if not by_library:
+            copies = staging.copies() if staging is not None else None
+            self._submit(operation, steps, given, output, op, codec, residual, end, copies)
+            return
+
+        def across(shard: torch.Tensor, copies: Copies, ended: End) -> None:
+            self._submit(operation, steps, shard, shard, op, codec, residual, ended, copies)
+
+        assert self.island is not None
+        assert op is not None
+        self.island.all_reduce(output, op, across, codec.block if codec else 1, end)
+
+    def _program(self, plan: _Plan) -> Program:
+        known = self._programs.get(plan)
+        if known is not None:
+            return known
+        coding = None
+        if plan.codec is not None:
+            fast = plan.codec.gigabytes_per_s >= _FAST_GIGABYTES_PER_S
+            coding = Coding(plan.codec.block, plan.codec.num_bytes, plan.element_size, fast)
+        verify = self._options.verify and plan.operation == "all_reduce"
+        if plan.name == "relay":
+            builder = Builder(self._rank, self._options.streams)
+            relay.all_reduce(
+                builder, self._layout, plan.elements, plan.chunk, coding, plan.by_library
+            )
+            if verify:
+                compare_digests(builder, self._layout.size)
+            made = builder.build()
+        else:
+            made = program(
+                plan.operation, plan.name, self._layout, self._rank, plan.elements, plan.chunk,
+                plan.root, coding, self._options.streams, verify,
+            )  # fmt: skip
+        if plan.staged:
+            made = staged(made, STAGING_BYTES // plan.element_size)
+        if len(self._programs) >= _KEPT_PROGRAMS:
+            self._programs.pop(next(iter(self._programs)))
+        self._programs[plan] = made
+        return made
 
     def all_to_all(
         self,
@@ -123,17 +191,22 @@ class Collectives:
         received: Sequence[int],
         equal: bool,
         end: End,
+        staging: Staging | None = None,
     ) -> None:
         """The same for parts of any size, in elements."""
         if equal:
-            self.run("all_to_all", given, output, end)
+            self.run("all_to_all", given, output, end, staging=staging)
             return
         if sum(sent) > given.numel() or sum(received) > output.numel():
             raise Mismatch("all_to_all: the parts do not fit the tensors")
         chunk = (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size()
         builder = Builder(self._rank, self._options.streams)
         flat.direct_all_to_all(builder, sent, received, chunk)
-        self._submit("all_to_all", builder.build(), given, output, None, None, None, end)
+        steps, copies = builder.build(), None
+        if staging is not None:
+            steps = staged(steps, STAGING_BYTES // output.element_size())
+            copies = staging.copies()
+        self._submit("all_to_all", steps, given, output, None, None, None, end, copies)
 
     def _check(
         self, operation: str, given: torch.Tensor, output: torch.Tensor, elements: int, root: int
@@ -212,6 +285,7 @@ class Collectives:
         codec: Codec | None,
         residual: torch.Tensor | None,
         end: End,
+        copies: Copies | None,
     ) -> None:
         size = format_bytes(max(given.numel(), output.numel()) * output.element_size())
         how = None if op is None else reduction(op, output.dtype)
@@ -229,10 +303,6 @@ class Collectives:
                 self._scratch,
                 self.timeout,
                 end,
+                copies,
             )
         )
-
-
-def _coding(codec: Codec, dtype: torch.dtype) -> Coding:
-    fast = codec.gigabytes_per_s >= _FAST_GIGABYTES_PER_S
-    return Coding(codec.block, codec.num_bytes, dtype.itemsize, fast)

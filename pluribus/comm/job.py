@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from pluribus.comm.codecs.base import Codec
+from pluribus.comm.devices.copies import Copies
 from pluribus.comm.errors import SilentCorruption
 from pluribus.comm.native.crc32c import crc32c
-from pluribus.comm.program import DIGEST_BYTES, Kind, Program, Span, Step
+from pluribus.comm.program import DIGEST_BYTES, FIRST_SCRATCH, Kind, Program, Span, Step
 from pluribus.comm.reduce import Reduction
 from pluribus.comm.scratch import Scratch
 
@@ -22,10 +23,12 @@ class Task:
 
     Attributes:
         name: for messages, e.g. ``"all_reduce of 4 MiB"``.
-        given, output: flat CPU tensors of one dtype: buffers INPUT and OUTPUT.
+        given, output: flat tensors of one dtype: buffers INPUT and OUTPUT. On the CPU, unless the
+            program is staged.
         members: of the group, for an average.
         residual: float32 [program.residuals], or None without error feedback.
         scratch: where the program's own buffers come from.
+        copies: between device and host, if input and output are a device's.
         done: called once, from the engine's thread: with None, or the error.
     """
 
@@ -40,6 +43,7 @@ class Task:
     scratch: Scratch
     timeout: float
     done: Callable[[Exception | None], None]
+    copies: Copies | None = None
 
 
 class Job:
@@ -63,19 +67,24 @@ class Job:
         self.sent = dict.fromkeys(program.sends, 0)
         self.received = dict.fromkeys(program.receives, 0)
         dtype = task.output.dtype
-        self._scratch = [
-            task.scratch.take(size if coded else size * dtype.itemsize)
-            for size, coded in zip(program.scratch, program.coded, strict=True)
+        staging = None if task.copies is None else program.staging - FIRST_SCRATCH
+        self._scratch = {
+            number: task.scratch.take(size if coded else size * dtype.itemsize)
+            for number, (size, coded) in enumerate(zip(program.scratch, program.coded, strict=True))
+            if number != staging
+        }
+        scratch = [
+            buffer if program.coded[number] else buffer.view(dtype)
+            for number, buffer in self._scratch.items()
         ]
-        self._tensors: Sequence[torch.Tensor] = [
-            task.given,
-            task.output,
-            *(
-                buffer if coded else buffer.view(dtype)
-                for buffer, coded in zip(self._scratch, program.coded, strict=True)
-            ),
+        if task.copies is not None and staging is not None:
+            num_bytes = program.scratch[staging] * dtype.itemsize
+            scratch.insert(staging, task.copies.memory(num_bytes).view(dtype))
+        self._tensors: Sequence[torch.Tensor] = [task.given, task.output, *scratch]
+        self._bytes = [
+            memoryview(t.view(torch.uint8).numpy() if t.device.type == "cpu" else b"")
+            for t in self._tensors
         ]
-        self._bytes = [memoryview(t.view(torch.uint8).numpy()) for t in self._tensors]
         self._widths = [tensor.element_size() for tensor in self._tensors]
 
     def tensor(self, span: Span) -> torch.Tensor:
@@ -137,6 +146,13 @@ class Job:
         if values is not into:
             into.add_(values) if add else into.copy_(values)
 
+    def begin(self, step: Step, done: Callable[[Exception | None], None]) -> None:
+        """Starts a copy between device and host; ``done`` is called in the engine's thread."""
+        copies = self.task.copies
+        assert copies is not None
+        copy = copies.fetch if step.kind is Kind.FETCH else copies.store
+        copy(self.tensor(step.target), self.tensor(step.source), done)
+
     def done_with(self, step: int) -> list[int]:
         """Marks a step; returns those that may run now."""
         self.left -= 1
@@ -149,7 +165,7 @@ class Job:
 
     def end(self) -> None:
         """All its steps are done: says so, and gives its scratch memory back."""
-        for buffer in self._scratch:
+        for buffer in self._scratch.values():
             self.task.scratch.give_back(buffer)
         self.task.done(None)
 

@@ -14,7 +14,8 @@ _PREFIX = "PLURIBUS_COMM_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a group communicates. All ranks must agree but on `island` and `address`.
+    """How a group communicates. All ranks must agree but on `island`, `address` and
+    `device`.
 
     Attributes:
         island: name of what this rank is near to; ranks of one name form an island. Empty: its
@@ -33,6 +34,8 @@ class Options:
         stall_seconds: a peer that answers nothing for so long, while something is pending, has
             stalled.
         verify: compare a checksum of every all-reduce's result across ranks.
+        device: "fake-a" or "fake-a@2.5" takes the tensors of this rank for those of a made-up chip
+            with copies at so many GB/s; for tests. Ranks may differ in it.
     """
 
     island: str = ""
@@ -47,6 +50,7 @@ class Options:
     chunk_bytes: int = 0
     stall_seconds: float = 20.0
     verify: bool = False
+    device: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.chunk_bytes <= MIB:

@@ -34,6 +34,8 @@ class Kind(IntEnum):
     DECODE_ADD = 8  # target += coded source
     DIGEST = 9  # target = checksum of the whole OUTPUT
     COMPARE = 10  # the checksums in source must be equal
+    FETCH = 11  # target on the host = source on the device; both end some time after they begin
+    STORE = 12  # target on the device = source on the host
 
 
 class Span(NamedTuple):
@@ -82,6 +84,8 @@ class Program:
         coded: which scratch buffers hold coded bytes instead of elements.
         residuals: elements of error feedback.
         sends, receives: steps per (peer, lane), in order.
+        staging: number of the buffer that copies to and from the device go through; -1: none, the
+            input and output are the host's.
     """
 
     steps: tuple[Step, ...]
@@ -92,6 +96,7 @@ class Program:
     residuals: int
     sends: dict[tuple[int, int], tuple[int, ...]]
     receives: dict[tuple[int, int], tuple[int, ...]]
+    staging: int = -1
 
     @property
     def sent_to(self) -> dict[int, int]:

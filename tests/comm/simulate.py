@@ -40,7 +40,7 @@ class Member:
     def local(self, step: int, size: int) -> None:
         kind, _, part, target, source, _ = self.program.steps[step]
         into = self.view(target)
-        if kind is Kind.COPY:
+        if kind in (Kind.COPY, Kind.FETCH, Kind.STORE):
             into[:] = self.view(source)
         elif kind is Kind.REDUCE:
             into += self.view(source)

@@ -46,16 +46,16 @@ class Piece(NamedTuple):
 
     Attributes:
         order: of the pieces on its rail.
-        at: chooses who carries it inside an island that is divided.
         owners: the rank that carries it in each island.
         home: island that adds it up when there are more than two.
+        at: chooses who carries it inside an island that is divided.
     """
 
     span: Span
     order: int
-    at: Fraction
-    owners: tuple[int, ...]
+    owners: Sequence[int]
     home: int
+    at: Fraction = Fraction(0)
 
 
 def all_reduce(
@@ -72,7 +72,7 @@ def all_reduce(
     for piece in pieces:
         for island, owner in enumerate(piece.owners):
             _collect(b, layout, island, owner, piece.at, piece.span, piece.span, piece.span)
-    (_swap if len(layout.islands) == 2 else _reduce_and_return)(b, layout, pieces, coding)
+    cross(b, pieces, coding, layout)
 
 
 def _pieces(layout: Layout, elements: int, chunk: int, align: int) -> list[Piece]:
@@ -89,15 +89,29 @@ def _pieces(layout: Layout, elements: int, chunk: int, align: int) -> list[Piece
         number = max(1, -(-span.size // each) * (1 if count == 2 else count))
         homes = layout.homes(number)
         for order, part in enumerate(cut(span, number, align)):
-            pieces.append(Piece(part, order, start, owners, homes[order]))
+            pieces.append(Piece(part, order, owners, homes[order]))
     pieces.sort(key=lambda piece: piece.order)  # all rails start at once
     return [piece._replace(at=van_der_corput(number)) for number, piece in enumerate(pieces)]
 
 
-def _swap(b: Builder, layout: Layout, pieces: Sequence[Piece], coding: Coding | None) -> None:
+def cross(
+    b: Builder, pieces: Sequence[Piece], coding: Coding | None, layout: Layout | None = None
+) -> None:
+    """The owners of each piece add up what they have.
+
+    Args:
+        layout: the sum then goes to all members of the islands; None: to its owners.
+    """
+    two = len(pieces[0].owners) == 2
+    (_swap if two else _reduce_and_return)(b, layout, pieces, coding)
+
+
+def _swap(
+    b: Builder, layout: Layout | None, pieces: Sequence[Piece], coding: Coding | None
+) -> None:
     """Both owners send their sum to each other; x + y has the same bits as y + x."""
     slots = _slots(b, pieces, coding, 2 if coding else 1)
-    for span, _, _, owners, _ in pieces:
+    for span, _, owners, _, _ in pieces:
         for owner, other, slot in zip(owners, reversed(owners), slots[span] * 2, strict=False):
             if coding is None:
                 b.transfer(owner, other, span, slot)
@@ -115,12 +129,12 @@ def _swap(b: Builder, layout: Layout, pieces: Sequence[Piece], coding: Coding | 
 
 
 def _reduce_and_return(
-    b: Builder, layout: Layout, pieces: Sequence[Piece], coding: Coding | None
+    b: Builder, layout: Layout | None, pieces: Sequence[Piece], coding: Coding | None
 ) -> None:
     """The owner at home adds up what the other islands' owners send and returns the sum."""
-    count = len(layout.islands)
+    count = len(pieces[0].owners)
     slots = _slots(b, pieces, coding, count) if coding else {}
-    for span, _, _, owners, home in pieces:
+    for span, _, owners, home, _ in pieces:
         for distance in range(1, count):
             island = (home + distance) % count
             if coding is None:
@@ -144,25 +158,30 @@ def _reduce_and_return(
             _spread_sum(b, layout, piece)
 
 
-def _spread_sum(b: Builder, layout: Layout, piece: Piece) -> None:
+def _spread_sum(b: Builder, layout: Layout | None, piece: Piece) -> None:
+    if layout is None:
+        return
     for island, owner in enumerate(piece.owners):
         _spread(b, layout, island, owner, piece.at, piece.span, piece.span)
 
 
 def _spread_coded(
-    b: Builder, layout: Layout, piece: Piece, slots: Sequence[Span], coding: Coding, finish: bool
-) -> None:
+    b: Builder, layout: Layout | None, piece: Piece, slots: Sequence[Span], coding: Coding,
+    finish: bool,
+) -> None:  # fmt: skip
     """The owners' coded slots become the sum on every rank: they spread, or what they say does."""
-    whole = coding.spreads(len(slots))
-    if whole:
+    ranks: Sequence[int] = piece.owners
+    spreads = layout is not None and coding.spreads(len(slots))
+    if layout is not None and spreads:
+        ranks = range(layout.size)
         for island, owner in enumerate(piece.owners):
             for slot in slots:
                 _spread(b, layout, island, owner, piece.at, slot, slot)
-    for rank in range(layout.size) if whole else piece.owners:
+    for rank in ranks:
         b.decode(rank, piece.span, slots)
         if finish:
             b.finish(rank, piece.span)
-    if not whole:
+    if not spreads:
         _spread_sum(b, layout, piece)
 
 

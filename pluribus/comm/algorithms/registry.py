@@ -119,11 +119,11 @@ def program(
     builder = Builder(rank, lanes)
     ALGORITHMS[operation][name].write(builder, layout, elements, chunk, root, coding)
     if verify:
-        _compare_digests(builder, layout.size)
+        compare_digests(builder, layout.size)
     return builder.build()
 
 
-def _compare_digests(b: Builder, size: int) -> None:
+def compare_digests(b: Builder, size: int) -> None:
     """Every rank learns every rank's checksum of a result that must be equal on all."""
     digests = b.scratch(DIGEST_BYTES * size, coded=True)
     slots = cut(Span(digests, 0, DIGEST_BYTES * size), size)
