@@ -21,6 +21,29 @@ _BEFORE_CONFERENCE = 0.7
 # Forks of the Megatron of 2021, whenever their runs were published.
 _FORKS_OF_2021 = r"vtrain|bigscience|bloom|mt-nlg"
 
+# vTrain's single-node runs, beside which it publishes the program: a GPT of its own out of
+# Megatron's layers (VIA-Research/vTrain @f8dda84, src/model and src/trainer.py).
+_OWN_GPT = r"vtrain.*ground_truth_single"
+# It has no checkpointing, whatever the configuration says, updates 16-bit weights in place
+# (weight read and written, gradient read and cleared, both fp32 moments read and written), takes
+# the loss in 16 bits (14 bytes per logit, where fp32 moves 25), and has GPT-2's vocabulary without
+# padding. The wait in its sums is fitted on half of its runs; nothing else here is.
+OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.2e-4)
+_GPT2_VOCABULARY = 50257
+
+
+def recomputes(row: Mapping[str, str]) -> bool:
+    """Whether a run's program can do the recomputation that its row may name."""
+    return not re.search(_OWN_GPT, told(row), re.I)
+
+
+def vocabulary_of(row: Mapping[str, str], tp: int) -> int:
+    """The vocabulary of a model whose row gives none: Megatron's, or that of vTrain's own program,
+    which drops what its ranks do not share evenly."""
+    if re.search(_OWN_GPT, told(row), re.I):
+        return _GPT2_VOCABULARY // tp * tp
+    return 51200
+
 
 def told(row: Mapping[str, str]) -> str:
     """Everything a row says in words."""
@@ -43,6 +66,8 @@ def program_of(row: Mapping[str, str], precision: str, sharded: bool) -> Softwar
     parameters are divided (ZeRO-3), and what its note says is switched on."""
     source = f"{row.get('source')} {row.get('model')}"
     words = told(row)
+    if re.search(_OWN_GPT, words, re.I):
+        return OWN_GPT
     date = _date(source)
     if re.search(_FORKS_OF_2021, source, re.I) or (date is not None and date < 2022.5):
         divided = bool(re.search(r"sequence-parallel", words, re.I))
