@@ -35,7 +35,7 @@ from pluribus.comm.transports.base import (
     unpack,
 )
 from pluribus.comm.transports.datagram import HEAD_BYTES, read_ring
-from pluribus.comm.transports.flow import Flow, FlowOptions
+from pluribus.comm.transports.flow import KEEP_ALIVE, Flow, FlowOptions
 from pluribus.comm.transports.incoming import Missing
 
 IP_MTU, IP_MTU_DISCOVER = 14, 10  # linux/in.h; 0: let the network cut what is too long
@@ -83,6 +83,16 @@ class UdpPath(Path):
     def wants_write(self) -> bool:
         return False  # the descriptor becomes readable when there is room again
 
+    @property
+    def delivered(self) -> bool:
+        if self._failure is not None or self._closing:
+            return True
+        outgoing = self._flow.outgoing
+        return not self._queue and outgoing.room == len(outgoing.ring)
+
+    def withdraw(self) -> None:
+        self._queue.clear()
+
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
     ) -> None:
@@ -91,7 +101,8 @@ class UdpPath(Path):
         self._queue.append((np.frombuffer(payload, np.uint8), done))
 
     def flush(self) -> None:
-        self._check()
+        if self._failure is not None or self._closing:
+            return  # reading says so
         _drain(self._news)
         if self._flow.incoming.mark > self._flow.incoming.consumed:
             self._signal(self._news)  # it stood for that too
@@ -194,9 +205,12 @@ class UdpPath(Path):
         poll.register(self._socket, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         batch = bytearray(1 << 16)
-        flow, start = self._flow, time.monotonic()
+        flow, heard, silent, last = self._flow, None, 0.0, time.monotonic()
         while not self._closing:
             now = time.monotonic()
+            # What this process slept through is not the peer's silence.
+            silent += min(now - last, 2 * KEEP_ALIVE)
+            last = now
             sent = self._send(now)
             # Waiting in milliseconds: less than one is rounded up, and the pacing catches up.
             for descriptor, _ in poll.poll(0 if sent else max(1, round(flow.wait(now) * 1e3))):
@@ -209,10 +223,10 @@ class UdpPath(Path):
             self.traffic.resent = flow.outgoing.resent
             if flow.ended:
                 raise ConnectionResetError(errno.ECONNRESET, "the peer closed the path")
-            if flow.heard_at is not None:
+            if flow.heard_at != heard:
+                heard, silent = flow.heard_at, 0.0
                 self.heard.set()
-            last = start if flow.heard_at is None else flow.heard_at
-            if time.monotonic() - last > self._silence:
+            if silent > self._silence:
                 raise TimeoutError(errno.ETIMEDOUT, f"silent for {self._silence:g} s")
 
     def _hear(self, batch: bytearray) -> None:
