@@ -102,7 +102,8 @@ class _Rewriting:
         self._room = room
         self._staging = FIRST_SCRATCH + len(program.scratch)
         self._total = 0
-        self._free: deque[_Slot] = deque()
+        # Apart: all_to_all, written down from each rank's side, must receive while it still sends.
+        self._free: dict[int, deque[_Slot]] = {INPUT: deque(), OUTPUT: deque()}
         self._steps: list[Step] = []
         self._before: list[set[int]] = []
 
@@ -144,7 +145,7 @@ class _Rewriting:
         """What a step that uses the value must wait for beside its own waits."""
         before: set[int] = set()
         if value.slot is None:
-            value.slot = self._take(value.span.size)
+            value.slot = self._take(value.span)
             before = set(value.slot.freed)
             if value.fetched:
                 place = self._place(value)
@@ -159,13 +160,14 @@ class _Rewriting:
             store = Step(Kind.STORE, -1, 0, value.span, self._place(value))
             value.steps.add(self._add(store, {value.writer}))
         value.slot.freed = value.steps
-        self._free.append(value.slot)
+        self._free[value.span.buffer].append(value.slot)
 
-    def _take(self, size: int) -> _Slot:
+    def _take(self, span: Span) -> _Slot:
+        size, free = span.size, self._free[span.buffer]
         if self._total + size > self._room:
-            for slot in self._free:
+            for slot in free:
                 if slot.size >= size:
-                    self._free.remove(slot)
+                    free.remove(slot)
                     return slot
         self._total += size
         return _Slot(self._total - size, size)

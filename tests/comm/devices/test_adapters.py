@@ -54,10 +54,9 @@ def test_copies_end_in_order_and_errors_reach_who_waits() -> None:
     fake = Fake("fake-a@1000")
     staging = Staging(fake, lambda function: function())
     host, device = torch.zeros(10), torch.arange(10.0)
-    ended = [fake.fetch(host, device, Done()), fake.store(device, host + 1, Done())]
-    for mark in ended:
-        mark.wait()
+    fake.fetch(host, device, Done()).wait()
     assert torch.equal(host, torch.arange(10.0))
+    fake.store(device, host + 1, Done()).wait()
     assert torch.equal(device, torch.arange(10.0) + 1)
     for _ in range(3):
         staging.fetch(host, device, Done(), said.append)
