@@ -230,7 +230,7 @@ class Collectives:
     def _choose(self, operation: str, num_bytes: int, coded: bool) -> str:
         known = ALGORITHMS[operation]
         wanted = self._options.algorithm
-        if wanted in known and (not known[wanted].crosses or not self._layout.is_flat):
+        if wanted in known and (not known[wanted].crosses or len(self._layout.islands) > 1):
             return wanted
         if coded:
             # Priced without codec, a flat algorithm may look cheaper; and among islands of one
@@ -255,7 +255,9 @@ class Collectives:
             codec = self._codec
         else:
             return None
-        return codec if dtype.is_floating_point else None
+        if codec is None or not dtype.is_floating_point:
+            return None
+        return None if codec.exact and dtype is not torch.float32 else codec
 
     def _slot(self, operation: str, tensor: torch.Tensor, elements: int) -> str:
         """Name of a tensor's residual: the how manieth of its operation it is.
