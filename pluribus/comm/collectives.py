@@ -84,7 +84,8 @@ class Collectives:
         elements = whole // size if operation in _PARTED else whole
         self._check(operation, given, output, elements, root)
         num_bytes = whole * output.element_size()
-        name = self._choose(operation, num_bytes)
+        addable = self.tuner.aggregated and op in _LINEAR and output.dtype is torch.float32
+        name = self._choose(operation, num_bytes, addable)
         codec = self._codec if self._may_encode(name, output, op, num_bytes, key) else None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
         known = (operation, name, elements, chunk, root, codec is not None)
@@ -141,16 +142,19 @@ class Collectives:
                 f"{output.numel()} out do not fit together"
             )
 
-    def _choose(self, operation: str, num_bytes: int) -> str:
-        known = ALGORITHMS[operation]
-        wanted = self._options.algorithm
-        if wanted in known and (not known[wanted].crosses or not self._layout.is_flat):
-            return wanted
+    def _choose(self, operation: str, num_bytes: int, addable: bool) -> str:
+        known = ALGORITHMS[operation].get(self._options.algorithm)
+        if (
+            known is not None
+            and (addable or not known.aggregated)
+            and not (known.crosses and self._layout.is_flat)
+        ):
+            return known.name
         if self._codec is not None and operation == "all_reduce" and num_bytes >= _CODED_BYTES:
             # Priced without codec, a flat algorithm may look cheaper; and among islands of one
             # rank each, this is the one that encodes.
             return "islands" if len(self._layout.islands) > 1 else "direct"
-        return self.tuner.choose(operation, num_bytes)
+        return self.tuner.choose(operation, num_bytes, addable)
 
     def _may_encode(
         self, name: str, output: torch.Tensor, op: Op | None, num_bytes: int, key: int | None

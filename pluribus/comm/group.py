@@ -61,7 +61,7 @@ class Group(dist.ProcessGroup):
         self._collectives = self._connect(0)
 
     def _name(self, rank: int) -> str:
-        return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else f"rank {rank}"
+        return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else "the aggregator"
 
     def _connect(self, epoch: int) -> Collectives:
         store = dist.PrefixStore(f"epoch{epoch}", self._store)
@@ -78,7 +78,10 @@ class Group(dist.ProcessGroup):
             known = tuner.load(tuner.cache_folder(), self._topology) or tuner.TYPICAL
             store.set("links", json.dumps(asdict(known)))
         links = Links.from_json(json.loads(store.get("links")))
-        chooser = Tuner(self.layout, links, self.options.chunk_bytes or CHUNK_BYTES)
+        chunk = self.options.chunk_bytes or CHUNK_BYTES
+        chooser = Tuner(
+            self.layout, links, chunk, aggregated=max(mesh.data, default=0) >= self._size
+        )
         return Collectives(self._engine, chooser, self.layout, self._rank, self._timeout,
                            self.options)  # fmt: skip
 
@@ -90,7 +93,9 @@ class Group(dist.ProcessGroup):
         links = tuner.probe(self, self.layout)
         if self._rank == 0:
             tuner.save(links, tuner.cache_folder(), self._topology)
-        self._collectives.tuner = Tuner(self.layout, links, self.options.chunk_bytes or CHUNK_BYTES)
+        chunk = self.options.chunk_bytes or CHUNK_BYTES
+        aggregated = self._collectives.tuner.aggregated
+        self._collectives.tuner = Tuner(self.layout, links, chunk, aggregated)
         return links
 
     # Who we are.
