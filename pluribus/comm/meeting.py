@@ -32,10 +32,14 @@ class Place:
     Attributes:
         host: equal for processes that can share memory.
         island: name of its island.
+        library: of its chip's vendor, for collectives among chips that have the same; may be empty.
+        chip: tells chips apart.
     """
 
     host: str
     island: str
+    library: str = ""
+    chip: str = ""
 
 
 def host_identity() -> str:
@@ -63,7 +67,15 @@ def own_address(store: dist.Store) -> str:
 
 
 def meet(
-    store: Store, rank: int, size: int, epoch: int, options: Options, address: str, timeout: float
+    store: Store,
+    rank: int,
+    size: int,
+    epoch: int,
+    options: Options,
+    address: str,
+    timeout: float,
+    library: str = "",
+    chip: str = "",
 ) -> tuple[Mesh, list[Place]]:
     """Connects a rank to all others; every member calls it.
 
@@ -77,7 +89,7 @@ def meet(
         PeerGone: a peer did not come in time.
     """
     host = host_identity()
-    own = Place(host, options.island or host)
+    own = Place(host, options.island or host, library, chip)
     store.set(f"place/{rank}", json.dumps(asdict(own)))
     if rank == 0:
         store.set("token", secrets.token_hex(16))

@@ -15,7 +15,8 @@ TRANSPORTS = ("tcp", "udp", "auto")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a group communicates. All ranks must agree but on `island` and `address`.
+    """How a group communicates. All ranks must agree but on `island`, `address` and
+    `device`.
 
     Attributes:
         island: name of what this rank is near to; ranks of one name form an island. Empty: its
@@ -23,6 +24,8 @@ class Options:
         address: IP address to listen on and to tell the peers; empty: the one that routes to the
             store, which is loopback when the store is on loopback.
         codec: for sums of floats between islands: "none", "bf16", "int8", "int4".
+        gather_codec: for all-gathers of floats between islands (of weights, say), likewise; nothing
+            makes up for what it loses.
         algorithm: name of one to use wherever it fits; empty lets the tuner choose.
         transport: between hosts: "tcp", "udp" or "auto", which takes UDP between islands that
             are far from each other or lose packets.
@@ -38,11 +41,14 @@ class Options:
         stall_seconds: a peer that answers nothing for so long, while something is pending, has
             stalled.
         verify: compare a checksum of every all-reduce's result across ranks.
+        device: "fake-a" or "fake-a@2.5" takes the tensors of this rank for those of a made-up chip
+            with copies at so many GB/s; for tests. Ranks may differ in it.
     """
 
     island: str = ""
     address: str = ""
     codec: str = "none"
+    gather_codec: str = "none"
     algorithm: str = ""
     transport: str = "tcp"
     fec: int = 0
@@ -55,6 +61,7 @@ class Options:
     chunk_bytes: int = 0
     stall_seconds: float = 20.0
     verify: bool = False
+    device: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.chunk_bytes <= MIB:

@@ -1,8 +1,8 @@
 """All-reduce through an aggregator: inside every island to an owner, the owners' sums to the
 aggregator, its sum back the same way.
 
-Each owner sends its bytes once and gets the sum once, where a ring of N sends them 2 (N − 1)/N times
-in 2 (N − 1) hops (BytePS: Jiang et al., OSDI 2020; SwitchML: Sapio et al., NSDI 2021).
+Each owner sends its bytes once and gets the sum once, where a ring of N sends them 2 (N − 1)/N
+times in 2 (N − 1) hops (BytePS: Jiang et al., OSDI 2020; SwitchML: Sapio et al., NSDI 2021).
 """
 
 from __future__ import annotations
