@@ -134,7 +134,7 @@ class Search:
         rate = float(mix.uses @ np.array(rates))  # sequences that one second more delivers
         saved = {}
         for pool, value in zip(self.pools, mix.chip_values, strict=True):
-            more = float(value) * self.setting.pool(pool).chips_per_node  # sequences by the deadline
+            more = float(value) * self.setting.pool(pool).chips_per_node  # sequences
             saved[pool] = more / rate / (1 + more / generator.batch)
         return saved
 

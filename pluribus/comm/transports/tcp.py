@@ -381,11 +381,23 @@ class Tcp(Transport):
         }
 
     def _prepare(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        choose = getattr(socket, "TCP_CONGESTION", None)
-        if self.congestion and choose is not None:
-            with contextlib.suppress(OSError):  # this kernel has no such control
-                connection.setsockopt(socket.IPPROTO_TCP, choose, self.congestion.encode())
+        prepare(connection, self.congestion)
+
+
+def prepare(connection: socket.socket, congestion: str, dead_milliseconds: int = 0) -> None:
+    """Sets a connection up for frames.
+
+    Args:
+        congestion: control to ask for; empty leaves the host's default.
+        dead_milliseconds: without an acknowledgement, after which it is gone; 0: the host's.
+    """
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if dead_milliseconds and hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_milliseconds)
+    choose = getattr(socket, "TCP_CONGESTION", None)
+    if congestion and choose is not None:
+        with contextlib.suppress(OSError):  # this kernel has no such control
+            connection.setsockopt(socket.IPPROTO_TCP, choose, congestion.encode())
 
 
 def usable(congestion: str) -> str:
@@ -394,9 +406,7 @@ def usable(congestion: str) -> str:
     if choose is None:
         return ""
     with socket.socket() as trial:
-        if congestion:
-            with contextlib.suppress(OSError):
-                trial.setsockopt(socket.IPPROTO_TCP, choose, congestion.encode())
+        prepare(trial, congestion)
         return trial.getsockopt(socket.IPPROTO_TCP, choose, 16).rstrip(b"\0").decode()
 
 
