@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from published_guess import likely_layout
+from published_guess import least_layout, likely_layout
+from published_memory import ran_out
 from published_programs import program_of, told
 
 from pluribus.core.errors import PluribusError
@@ -66,8 +67,9 @@ _SYSTEMS = {
 }  # fmt: skip
 
 _PRECISIONS = (
-    ("fp8", "fp8"), ("float8", "fp8"), ("fp4", "fp8"), ("bf16", "bf16"), ("fp16", "fp16"),
-    ("fp32", "fp32"), ("tf32", "fp32"),
+    ("fp8", "fp8"), ("float8", "fp8"), ("e4m3", "fp8"), ("fp4", "fp8"), ("bf16", "bf16"),
+    ("bfloat16", "bf16"), ("fp16", "fp16"), ("float16", "fp16"), ("half", "fp16"),
+    ("fp32", "fp32"), ("float32", "fp32"), ("tf32", "fp32"),
 )  # fmt: skip
 
 # The zero-bubble paper's names beside the usual ones.
@@ -77,8 +79,6 @@ _SCHEDULES: tuple[tuple[str, ScheduleName], ...] = (
 )  # fmt: skip
 
 _MOST_LAYERS = 2000
-
-_RAN_OUT = re.compile(r"\bOOM\b|out of memory", re.I)
 
 
 class UnusableError(Exception):
@@ -111,9 +111,13 @@ class Row:
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows as strings, with the name of their file."""
+    """The rows as strings, with the name of their file; cells beyond the header under ""."""
+    name = Path(path).stem
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        return [{**row, "file": Path(path).stem} for row in csv.DictReader(file)]
+        return [
+            {**{(key or "").strip().lower(): cell for key, cell in row.items()}, "file": name}
+            for row in csv.DictReader(file)
+        ]
 
 
 def parse_row(row: Mapping[str, str]) -> Row:
@@ -135,11 +139,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
     found = {"tp": tp, "pp": pp, "dp": dp, "n_gpu": chips, "seq": sequence, "global_batch": batch}
     if missing := [name for name, value in found.items() if value is None]:
         raise UnusableError(f"no {', '.join(missing)}")
-    seconds, memory = _number(row, "iter_time_s"), _number(row, "peak_mem_gb")
-    # A note may speak of another run's end; a row with a time of its own did not run out.
-    said = ("peak_mem_gb", "iter_time_s") if seconds else ("peak_mem_gb", "iter_time_s", "note")
-    out = bool(_RAN_OUT.search(" ".join(row.get(k) or "" for k in said)))
-    if seconds is None and not out and (rate := _number(row, "tokens_per_s")):
+    seconds, memory = _seconds(row, flags), _number(row, "peak_mem_gb")
+    rate = _number(row, "tokens_per_s")
+    out = ran_out(row, flags, timed=bool(seconds or rate))
+    if seconds is None and not out and rate:
         seconds = batch * sequence / rate
         flags.append("time taken from tokens/s")
     if seconds is None and memory is None and not out:
@@ -167,17 +170,14 @@ def parse_row(row: Mapping[str, str]) -> Row:
     if pp > len(model.layers) - 2:
         raise UnusableError(f"{pp} stages of {len(model.layers) - 2} blocks")
     pool = _pool(row.get("gpu") or "", chips)
-    precision = (row.get("precision") or "bf16").lower()
-    if "fp4" in precision:
+    precision = _precision(row, words, flags)
+    if "fp4" in (row.get("precision") or "").lower():
         flags.append("4-bit, predicted as 8-bit at twice the rate")
         if pool.chip.supports("fp8"):
             doubled = {"fp8": 2 * pool.chip.matmul_flops("fp8") / 1e12}
             pool = replace(
                 pool, chip=replace(pool.chip, measured_tflops=doubled | _wide(pool.chip))
             )
-    precision = next((kind for word, kind in _PRECISIONS if word in precision), "bf16")
-    if precision == "bf16" and re.search(r"float8", words):
-        precision = "fp8"
     if not pool.chip.supports(precision):
         raise UnusableError(f"no known {precision} rate of {pool.chip.key}")
     software = program_of(
@@ -187,7 +187,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
     unknown = [k for k, v in (("micro_batch", micro), ("zero", zero if dp > 1 else 0)) if v is None]
     if unknown:
         run = (sequence, precision, software)
-        layout, guessed = likely_layout(layout, model, pool, run, unknown, None if out else memory)
+        if out:
+            layout, guessed = least_layout(layout, unknown)
+        else:
+            layout, guessed = likely_layout(layout, model, pool, run, unknown, memory)
         flags += guessed
     group = f"{row.get('source') or '?'} [{row['file']}]"
     return Row(
@@ -207,6 +210,26 @@ def parse_row(row: Mapping[str, str]) -> Row:
 
 def _wide(chip: Chip) -> dict[str, float]:
     return {k: v for k, v in chip.measured_tflops.items() if k != "fp8"}
+
+
+def _precision(row: Mapping[str, str], words: str, flags: list[str]) -> str:
+    """The arithmetic of a row's products."""
+    said = (row.get("precision") or "").lower()
+    found = next((kind for word, kind in _PRECISIONS if word in said), None)
+    if found is None:
+        flags.append(f"precision '{said}' unknown, taken as bf16" if said.strip()
+                     else "no precision given, taken as bf16")  # fmt: skip
+        found = "bf16"
+    return "fp8" if found == "bf16" and "float8" in words else found
+
+
+def _seconds(row: Mapping[str, str], flags: list[str]) -> float | None:
+    """Of one step; a cell may name another unit."""
+    seconds = _number(row, "iter_time_s")
+    if seconds and re.search(r"\d\s*ms\b", row.get("iter_time_s") or "", re.I):
+        flags.append("time given in milliseconds")
+        return seconds / 1000
+    return seconds
 
 
 def _number(row: Mapping[str, str], key: str) -> float | None:
