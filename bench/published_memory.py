@@ -8,10 +8,10 @@ from collections.abc import Mapping
 # Columns of prose: they may speak of another run's end.
 _PROSE = frozenset({"source", "table", "model", "note", "gpu", "file"})
 
-_RAN_OUT = re.compile(r"\bOOM\b|\bout[\s_-]*of[\s_-]*memory\b|\b(does|did)(n.t| not) fit\b", re.I)
+_RAN_OUT = re.compile(r"\bOOM\b|\bout[\s_-]*of[\s_-]*memory|\b(does|did)(n.t| not) fit\b", re.I)
 _DID_NOT = re.compile(
     r"\b(no|not|without|never|avoid\w*|prevent\w*|before|until|or|else|otherwise)\s+"
-    r"(an?\s+|the\s+|run\w*\s+|go\w*\s+)*(OOM\b|out[\s_-]*of[\s_-]*memory\b)",
+    r"((an?|the|r[au]n\w*|go\w*|went)\s+)*(OOM\b|out[\s_-]*of[\s_-]*memory)",
     re.I,
 )
 _YES = re.compile(r"\s*(1|1\.0|true|yes|y)\s*", re.I)

@@ -94,6 +94,8 @@ class Row:
         cluster: rows that may calibrate one another.
         seconds: None where only memory is known.
         memory_gb: peak of a chip as published, infinite where it ran out.
+        room_known: whether it says all that decides whether it fits: recompute, and a chip's
+            memory without a question mark.
         flags: why it may be wrong or only nearly what we predict.
     """
 
@@ -107,6 +109,7 @@ class Row:
     software: Software
     seconds: float | None
     memory_gb: float | None
+    room_known: bool
     flags: tuple[str, ...]
 
 
@@ -152,12 +155,17 @@ def parse_row(row: Mapping[str, str]) -> Row:
     elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
     schedule, virtual = _schedule(row, pp, words, flags)
-    recompute = re.match(r"none|selective|full", row.get("recompute") or "")
+    recompute = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
+    unsure = "?" in (row.get("gpu") or "")
+    if unsure:
+        flags.append("chip given with a question mark")
+    if recompute is None:
+        flags.append("no recompute given, taken as none")
     micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
         tp=tp, pp=pp, dp=dp, cp=cp, ep=_whole(row, "ep") or 1,
         virtual_stages=virtual, zero=min(zero or 0, 3), micro_batch=micro or 1,
-        global_batch=batch, recompute=recompute.group() if recompute else "none",
+        global_batch=batch, recompute=recompute[1].lower() if recompute else "none",
         schedule=schedule,
     )  # fmt: skip
     if layout.num_chips != chips:
@@ -204,6 +212,7 @@ def parse_row(row: Mapping[str, str]) -> Row:
         software=software,
         seconds=None if out else seconds,
         memory_gb=math.inf if out else memory,
+        room_known=recompute is not None and not unsure,
         flags=tuple(flags),
     )
 
