@@ -275,6 +275,8 @@ def _schedule(
 
 def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
     layers, hidden = _whole(row, "layers"), _whole(row, "hidden")
+    if layers and layers > _MOST_LAYERS:
+        raise UnusableError(f"{layers} layers")
     for pattern, config in _NAMED.items():
         if re.search(pattern, row.get("model") or "", re.I):
             depth = {"num_hidden_layers": layers} if layers else {}
@@ -287,10 +289,8 @@ def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
     if layers is None and hidden and size:
         layers = round((float(size[1]) * 1e9 - vocab * hidden) / (12 * hidden**2))
         flags.append("no layers given, taken from the size in the model's name")
-    if not hidden or not layers or layers < 1:
+    if not hidden or not layers or not 1 <= layers <= _MOST_LAYERS:
         raise UnusableError("no layers or hidden, and not a model known by name")
-    if layers > _MOST_LAYERS:
-        raise UnusableError(f"{layers} layers")
     heads = _whole(row, "heads")
     if heads is None:
         fitting = [n for n in range(tp, hidden + 1, tp) if hidden % n == 0]
