@@ -239,17 +239,15 @@ class Generator:
                 caps = _coarse(pricer, deadline)
             found: list[tuple[float, float]] = []
             lanes = _lanes(caps, size, deadline, self.batch)
-            for group in lanes.alike():
-                some = lanes[group]
-                worthwhile = size * (deadline / some.cap + 1) * 1.1
-                solution = pricer.solve(chip_prices, some, worthwhile)
-                for column, cap in self._best(solution):
-                    for one in dict.fromkeys((column, self.recut(column))):
-                        most = min(self.pace(one).most(deadline), self.batch / size)
-                        ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
-                        found.append((ratio, cap))
-                        if ratio > _KEEP or not self.columns:
-                            self.add(one)
+            worthwhile = size * (deadline / lanes.cap + 1) * 1.2
+            solution = pricer.solve(chip_prices, lanes, worthwhile)
+            for column, cap in self._best(solution):
+                for one in dict.fromkeys((column, self.recut(column))):
+                    most = min(self.pace(one).most(deadline), self.batch / size)
+                    ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
+                    found.append((ratio, cap))
+                    if ratio > _KEEP or not self.columns:
+                        self.add(one)
             self.grids[size] = _finer(caps, found)
 
     def add(self, column: Column) -> None:
@@ -261,6 +259,8 @@ class Generator:
     def _best(self, solution: Solution) -> list[tuple[Column, float]]:
         """Of each lane the best pipeline, with the lane's cap."""
         result: dict[Column, float] = {}
+        if not len(solution.values):
+            return []
         best = solution.values.argmin(axis=0)
         for lane, depth in enumerate(best):
             if np.isfinite(solution.values[depth, lane]):
