@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from published_guess import likely_layout
-from published_programs import program_of, told
+from published_programs import program_of, recomputes, told, vocabulary_of
 
 from pluribus.core.errors import PluribusError
 from pluribus.hardware.catalogue import load_catalogue
@@ -150,11 +150,15 @@ def parse_row(row: Mapping[str, str]) -> Row:
         flags.append("fine-tuning, predicted as pretraining")
     schedule, virtual = _schedule(row, pp, words, flags)
     recompute = re.match(r"none|selective|full", row.get("recompute") or "")
+    recompute = recompute.group() if recompute else "none"
+    if recompute != "none" and not recomputes(row):
+        flags.append("its program does not recompute, whatever the row says")
+        recompute = "none"
     micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
         tp=tp, pp=pp, dp=dp, cp=cp, ep=_whole(row, "ep") or 1,
         virtual_stages=virtual, zero=min(zero or 0, 3), micro_batch=micro or 1,
-        global_batch=batch, recompute=recompute.group() if recompute else "none",
+        global_batch=batch, recompute=recompute,
         schedule=schedule,
     )  # fmt: skip
     if layout.num_chips != chips:
@@ -180,7 +184,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
         precision = "fp8"
     if not pool.chip.supports(precision):
         raise UnusableError(f"no known {precision} rate of {pool.chip.key}")
-    software = program_of(row, precision, sharded=layout.zero >= 3)
+    software = program_of(
+        row, precision, sharded=layout.zero >= 3, gated=model.config["model_type"] != "gpt2",
+        tp=tp, flags=flags,
+    )  # fmt: skip
     unknown = [k for k, v in (("micro_batch", micro), ("zero", zero if dp > 1 else 0)) if v is None]
     if unknown:
         run = (sequence, precision, software)
@@ -247,7 +254,7 @@ def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
                 dense = config["first_k_dense_replace"] * layers / config["num_hidden_layers"]
                 depth["first_k_dense_replace"] = max(1, round(dense))
             return _build(tuple({**config, **depth}.items()))
-    vocab = _whole(row, "vocab") or 51200
+    vocab = _whole(row, "vocab") or vocabulary_of(row, tp)
     size = re.search(r"(\d+(?:\.\d+)?)\s*B\b", row.get("model") or "", re.I)
     if layers is None and hidden and size:
         layers = round((float(size[1]) * 1e9 - vocab * hidden) / (12 * hidden**2))

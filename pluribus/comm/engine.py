@@ -1,14 +1,22 @@
 """The thread that drives a group: one loop over all paths to all peers.
 
-It never blocks but in poll, so that a death or an abort is seen at once. Any failure ends every
-pending operation: what one rank could not finish, no rank can.
+It never blocks but in poll, so that a death or an abort is seen at once. What ends an operation:
+
+* its peers did what it needs: it is done;
+* a peer has left that it needs: that collective and all later ones end, and the peers are told
+  from which on; messages end one by one;
+* a peer died, stalled, gave up or sent what is wrong, or time is over: everything ends, here and,
+  because they are told, at all peers.
+
+A path is read until its end, whatever is known of the peer by then: what was sent counts.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import os
 import select
+import socket
 import threading
 import time
 from collections import deque
@@ -17,17 +25,26 @@ from functools import partial
 
 from pluribus.comm import errors
 from pluribus.comm.errors import CollectiveError
+from pluribus.comm.farewell import Farewells
 from pluribus.comm.health import Health, reason
 from pluribus.comm.job import Task
 from pluribus.comm.lanes import Lanes
 from pluribus.comm.mesh import Mesh, drop_stale
 from pluribus.comm.messages import Done, Messages
-from pluribus.comm.transports.base import ABORT, GOODBYE, Path, PeerGone, TransportError
+from pluribus.comm.transports.base import (
+    ABORT,
+    CANCEL,
+    GOODBYE,
+    CorruptFrame,
+    Path,
+    TransportError,
+)
 
-_HANGUP = getattr(select, "POLLRDHUP", 0)
-_DOWN = _HANGUP | select.POLLHUP | select.POLLERR
+_TICK_SECONDS = 0.25  # the longest sleep while something is pending
 _CLOSING_SECONDS = 2.0  # for frames of finished operations to leave
+_CLOSING_TICK = 2e-3
 _JOIN_SECONDS = 5.0
+_ROUNDS = 8  # of reading what is here already before peers' words are looked at again
 
 
 class Engine:
@@ -41,35 +58,40 @@ class Engine:
 
     def __init__(self, stall_seconds: float, name: Callable[[int], str]) -> None:
         self._stall = stall_seconds
+        self._tick = min(_TICK_SECONDS, stall_seconds / 4)
         self._name = name
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        # Sockets, because one that is closed is never taken for a file that was opened since.
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
         self._calls: deque[Callable[[], None]] = deque()
-        self._closed = False
+        self._farewells = Farewells()
+        self._leaving: deque[tuple[float, Callable[[], None]]] = deque()
+        self._last_turns = self._closed = False
         self._adopt(Mesh())
         self._failure: Exception | None = CollectiveError("the group is not connected yet")
         self._thread = threading.Thread(target=self._run, name="pluribus-comm", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # or peers would take a process that ends for one that died
 
     def _adopt(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._lanes = Lanes(mesh, self._name)
         self._messages = Messages(mesh.epoch, mesh.messages)
-        self._health = Health(mesh, self._stall, self._name)
+        self._health = Health(mesh, self._stall, self._tick, self._name)
         self._poll = select.poll()
         self._poll.register(self._wake_read, select.POLLIN)
         self._interest: dict[int, int] = {}
-        self._hung_up: set[int] = set()  # ended behind a frame that waits
+        self._more = False  # something may be here that poll does not see
         self._lane_of = {lane.path.fileno(): lane for lane in self._lanes.all}
-        self._paths = {path.fileno(): path for path in mesh.paths()}
+        self._paths = {path.fileno(): path for path in mesh.paths()}  # those not at their end
         self._readers: dict[int, Callable[[], None]] = {}
         for descriptor, lane in self._lane_of.items():
             self._readers[descriptor] = partial(self._lanes.read, lane)
         for path in mesh.messages.values():
             self._readers[path.fileno()] = partial(self._read_messages, path)
         for path in mesh.control.values():
-            self._readers[path.fileno()] = partial(self._read_control, path)
+            self._readers[path.fileno()] = partial(self._health.read, path)
 
     # What other threads call.
 
@@ -89,8 +111,9 @@ class Engine:
         """Sends a message; ``data`` must not change until ``done(error, peer)``."""
 
         def act() -> None:
-            if self._failure is not None:
-                done(self._failure, -1)
+            error = self._failure or self._health.left.get(peer)
+            if error is not None:
+                done(error, -1)
                 return
             self._begin_waiting()
             self._messages.send(peer, tag, data, done)
@@ -110,29 +133,41 @@ class Engine:
                 return
             self._begin_waiting()
             self._messages.receive(peer, tag, data, time.monotonic() + timeout, done)
-            for path in self._mesh.messages.values():
-                self._read_messages(path)
+            for path in self._mesh.messages.values():  # one may have been held back until now
+                self._read(path)
 
         self.call(act)
 
     def call(self, function: Callable[[], None]) -> None:
-        """Runs a function in the engine's thread."""
+        """Runs a function in the engine's thread; in the caller's when that has ended."""
         self._calls.append(function)
-        with contextlib.suppress(OSError):  # it is awake, or has ended
-            os.write(self._wake_write, b"w")
+        if self._closed:
+            self._run_calls()
+        else:
+            with contextlib.suppress(OSError):  # it is awake, or has ended
+                self._wake_write.send(b"w")
 
     def connect(self, mesh: Mesh) -> None:
-        """Takes new paths into use and forgets what was before; returns when that is done."""
+        """Takes new paths into use and leaves those before; returns when that is done.
+
+        Raises:
+            CollectiveError: the group was closed.
+        """
         ready = threading.Event()
 
-        def act() -> None:
-            self._fail(errors.Aborted("the group was made anew"))
-            self._adopt(mesh)
-            self._failure = None
+        def adopt() -> None:
+            if self._last_turns:
+                for path in mesh.paths():
+                    path.close()
+            else:
+                self._adopt(mesh)
+                self._failure = None
             ready.set()
 
-        self.call(act)
-        ready.wait()
+        self.call(lambda: self._leave(adopt))
+        while not ready.wait(_JOIN_SECONDS):
+            if not self._thread.is_alive():
+                raise CollectiveError("the group was closed")
 
     def abort(self, why: str) -> None:
         """Ends everything pending here and at the peers; returns when that is done here."""
@@ -148,71 +183,59 @@ class Engine:
 
     def close(self) -> None:
         """Says goodbye and ends the thread."""
+        atexit.unregister(self.close)
         if self._closed:
             return
 
-        def act() -> None:
-            if self._failure is None:
-                self._health.tell_all(GOODBYE)
-                self._drain()
-            self._end(errors.Aborted("the group was closed"))
-            self._closed = True
+        def end() -> None:
+            self._last_turns = True
 
-        self.call(act)
+        self.call(lambda: self._leave(end))
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_SECONDS)
         if not self._thread.is_alive():
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._wake_read.close()
+            self._wake_write.close()
 
     # The loop.
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._last_turns or self._farewells:
             try:
                 self._turn()
             except CollectiveError as error:
                 self._fail(error)
-            except TransportError as error:
-                self._lost(error)
             except Exception as error:
                 self._fail(CollectiveError(f"{type(error).__name__}: {error}"))
+        self._closed = True
+        self._run_calls()
 
     def _turn(self) -> None:
         self._update_interest()
         for descriptor, events in self._poll.poll(self._patience()):
-            if descriptor == self._wake_read:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_read, 4096)
-                continue
             path = self._paths.get(descriptor)
-            if path is None:
-                continue
-            if events & _DOWN and self._held_up(path):
-                # Its end lies behind a frame that waits: a death, unless a goodbye came before.
-                self._hung_up.add(descriptor)
-                self._lost(PeerGone(path.peer, "the connection was closed"))
-                continue
-            self._health.heard[path.peer] = time.monotonic()
-            try:
-                if events & select.POLLOUT or path.drains:
-                    path.flush()
-                self._readers[descriptor]()
-            except TransportError as error:
-                self._forget(path)
-                self._lost(error)
-        while self._calls:
-            self._calls.popleft()()
-        self._lanes.settle()
+            if path is not None:
+                self._serve(path, events)
+            elif descriptor == self._wake_read.fileno():
+                with contextlib.suppress(BlockingIOError):
+                    self._wake_read.recv(4096)
+        self._run_calls()
+        self._work()
+        self._look_at_peers()
         self._check_time()
+        self._leave_when_delivered()
+        if self._farewells:
+            self._farewells.turn()
 
     def _patience(self) -> float:
         """Milliseconds to poll for."""
-        if self._calls:
+        if self._calls or self._more:
             return 0
+        if self._leaving or self._farewells:
+            return 1000 * _CLOSING_TICK
         if self._health.until is not None:
             return max(0.0, (self._health.until - time.monotonic()) * 1000)
-        return 1000 * min(0.25, self._stall / 4) if self._pending else 1000
+        return 1000 * (self._tick if self._pending else 1.0)
 
     @property
     def _pending(self) -> bool:
@@ -222,22 +245,23 @@ class Engine:
         if not self._pending:
             self._health.starts_waiting()
 
+    def _run_calls(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+
     def _update_interest(self) -> None:
         for descriptor, path in self._paths.items():
             held_up = self._held_up(path)
             wants = select.POLLOUT if path.wants_write else 0
-            if path.drains or not held_up:
+            if not held_up or (path.drains and not path.silent):
                 wants |= select.POLLIN
-            ended = descriptor in self._hung_up or self._health.has_left(path.peer)
-            if held_up and ended:
-                wants = 0  # all it had to say is here; poll would report the end again and again
-            elif held_up:
-                wants |= _HANGUP
             known = self._interest.get(descriptor, 0)
+            if wants == known:
+                continue
             self._interest[descriptor] = wants
-            if wants != known and (wants or not ended):
+            if wants:
                 self._poll.register(descriptor, wants)
-            elif wants != known:
+            else:  # even without interest, poll would report an end again and again
                 self._poll.unregister(descriptor)
 
     def _held_up(self, path: Path) -> bool:
@@ -248,6 +272,28 @@ class Engine:
         held_back = path.peer in self._messages.held_back
         return held_back and path is self._mesh.messages.get(path.peer)
 
+    def _serve(self, path: Path, events: int) -> None:
+        if events & select.POLLIN:
+            self._health.hears(path.peer)
+        if path.drains or not self._held_up(path):
+            self._read(path)
+        if path.drains or events & ~select.POLLIN:
+            path.flush()
+
+    def _read(self, path: Path) -> None:
+        """Reads what is there; what comes after a path's end is known once it is read."""
+        reader = self._readers.get(path.fileno())
+        if reader is None or path.fileno() not in self._paths:
+            return
+        try:
+            reader()
+        except TransportError as error:
+            self._forget(path)
+            if isinstance(error, CorruptFrame):
+                what = f"from {self._name(path.peer)}: {error}"
+                raise CollectiveError(what, [path.peer]) from error
+            self._health.lose(path.peer, error)
+
     def _read_messages(self, path: Path) -> None:
         while (header := path.peek()) is not None:
             if drop_stale(path, self._mesh.epoch):
@@ -255,33 +301,26 @@ class Engine:
             if not self._messages.take(path, header):
                 return
 
-    def _read_control(self, path: Path) -> None:
-        if self._health.read(path):
-            self._forget(path)
+    def _work(self) -> None:
+        """Does what can be done with what is here, but not for long."""
+        for _ in range(_ROUNDS):
+            self._lanes.settle()
+            lanes = self._lanes.readable()
+            if not lanes:
+                break
+            for lane in lanes:
+                self._read(lane.path)
+        else:
+            self._lanes.settle()
+        self._more = bool(self._lanes.readable())
 
     def _forget(self, path: Path) -> None:
         """Polls a path no more."""
         descriptor = path.fileno()
-        if descriptor < 0:  # closed before
-            return
-        with contextlib.suppress(KeyError):
+        if self._paths.pop(descriptor, None) is not None and self._interest.pop(descriptor, 0):
             self._poll.unregister(descriptor)
-        self._paths.pop(descriptor, None)
-        self._interest.pop(descriptor, None)
-        self._hung_up.discard(descriptor)
 
-    def _drain(self) -> None:
-        until = time.monotonic() + _CLOSING_SECONDS
-        while time.monotonic() < until:
-            waiting = [path for path in self._mesh.paths() if path.wants_write]
-            if not waiting:
-                return
-            select.select([], waiting, [], 0.05)
-            for path in waiting:
-                with contextlib.suppress(TransportError):
-                    path.flush()
-
-    # Faults.
+    # Ends.
 
     def _check_time(self) -> None:
         if self._failure is not None:
@@ -291,42 +330,64 @@ class Engine:
             late = self._lanes.late(now) or self._messages.late(now)
             if late is not None:
                 raise late
-        self._health.check(self._pending, self._needed)
+        self._health.check(self._pending)
 
-    def _needed(self, left: set[int]) -> int | None:
-        """One of the peers that have left from which something pending waits for more than it
-        sent: its paths are read to their ends."""
-        found = self._lanes.needs(left, self._has_ended)
-        if found is not None:
-            return found
-        messages = {path.peer for path in self._mesh.messages.values() if self._has_ended(path)}
-        return self._messages.needs(left & messages)
+    def _look_at_peers(self) -> None:
+        """Draws the conclusions from what the peers have said, or have not."""
+        health = self._health
+        if health.until is not None and time.monotonic() >= health.until:
+            for path in self._mesh.control.values():
+                self._read(path)  # a goodbye is there before the ends of its sender's paths
+            verdict = health.verdict()
+            if verdict is not None:
+                raise verdict
+        if health.left and self._pending:
+            self._messages.miss(health.left, self._has_ended)
+            missed = self._lanes.needs(health.left, self._has_ended)
+            if missed is not None:
+                number, peer = missed
+                error = health.left[peer]
+                health.tell_all(CANCEL, reason(error), number)
+                self._lanes.cancel(number, error)
+        if health.cancelled is not None:
+            self._lanes.cancel(*health.cancelled)
+            health.cancelled = None
+        self._lanes.end_cancelled()
 
     def _has_ended(self, path: Path) -> bool:
         """Whether all that a path brought is read."""
         return path.fileno() not in self._paths
 
-    def _lost(self, error: TransportError) -> None:
-        if self._failure is not None:
-            return
-        try:
-            self._health.lost(error)
-        except CollectiveError as corrupt:
-            self._fail(corrupt)
-
     def _fail(self, error: Exception) -> None:
         """Ends everything with this error and tells the peers why."""
         if self._failure is None:
-            self._health.tell_all(ABORT, reason(error))
-        self._end(error)
+            self._end(error, ABORT, reason(error))
 
-    def _end(self, error: Exception) -> None:
-        if self._failure is None:
-            self._failure = error
+    def _leave(self, then: Callable[[], None]) -> None:
+        """Says goodbye once all that was queued has reached the peers."""
+        self._leaving.append((time.monotonic() + _CLOSING_SECONDS, then))
+
+    def _leave_when_delivered(self) -> None:
+        while self._leaving:
+            until, then = self._leaving[0]
+            if self._failure is None:
+                delivered = all(path.delivered for path in self._mesh.paths())
+                if not delivered and time.monotonic() < until:
+                    return
+                self._end(errors.Aborted("the group was closed or made anew"), GOODBYE)
+            self._leaving.popleft()
+            then()
+
+    def _end(self, error: Exception, word: int, said: bytes = b"") -> None:
+        self._failure = error
+        self._more = False
         self._health.until = None
+        with contextlib.suppress(OSError):
+            self._health.tell_all(word, said)
         for path in self._mesh.paths():
             self._forget(path)
-            path.close()
-        self._mesh = Mesh(self._mesh.epoch)  # descriptors of closed paths soon mean other files
+        mesh, self._mesh = self._mesh, Mesh(self._mesh.epoch)
         self._lanes.fail(error)
+        self._lanes.all.clear()
         self._messages.fail(error)
+        self._farewells.add(mesh)

@@ -21,6 +21,10 @@ class PeerDied(CollectiveError):  # noqa: N818
     """A peer's process ended or became unreachable."""
 
 
+class PeerLeft(PeerDied):
+    """A peer has left the group, and something it would have to take part in cannot end."""
+
+
 class PeerStalled(CollectiveError):  # noqa: N818
     """A peer is connected but has stopped answering."""
 

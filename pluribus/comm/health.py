@@ -1,7 +1,10 @@
-"""Who of the peers is alive: heartbeats, goodbyes and deaths, read off the control paths.
+"""Who of the peers is there: heartbeats, goodbyes and deaths, read off the control paths.
 
-A peer that computes for long still answers, because its engine does; one that was stopped or
-whose host hangs does not. Who says goodbye is missed only by operations that need it.
+A peer is in one of three states. It is *there* until it says goodbye, and has then *left*: it had
+delivered all it had to say before, and is missed only by operations that need more of it. A peer
+whose paths end without that word is *lost*, which ends the group, as does a peer's word that the
+group is given up. A peer that computes for long still answers, because its engine does; one that
+was stopped or whose host hangs does not.
 """
 
 from __future__ import annotations
@@ -11,22 +14,23 @@ import time
 from collections.abc import Callable, Iterable
 
 from pluribus.comm import errors
-from pluribus.comm.errors import CollectiveError
+from pluribus.comm.errors import CollectiveError, PeerDied, PeerLeft
 from pluribus.comm.mesh import Mesh
 from pluribus.comm.transports.base import (
     ABORT,
+    CANCEL,
     GOODBYE,
     PING,
     PONG,
-    CorruptFrame,
     Header,
     Path,
     TransportError,
 )
 
-# After a death, or a peer's word that the group is given up: what is already here may still end an
-# operation.
+# After a death: what is already here may still end an operation, and the word of a peer that closed
+# its paths for a reason is here before.
 GRACE_SECONDS = 0.01
+_TOLD = " (told by "
 _NOTHING = memoryview(b"")
 
 
@@ -35,118 +39,122 @@ class Health:
 
     Args:
         stall_seconds: a peer that answers nothing for so long has stalled.
+        tick: seconds the engine sleeps at most while something is pending. More than twice that
+            between two looks at the clock, and it was this process that stood still.
         name: rank → how messages call it.
 
     Attributes:
-        heard: when each peer last showed life, on the monotonic clock.
+        left: the peers that have said goodbye, and the error of what needs them.
+        cancelled: number of the first collective that some peer does not end, and why.
         until: when a death or a peer's word ends the group; None: nothing has happened.
     """
 
-    def __init__(self, mesh: Mesh, stall_seconds: float, name: Callable[[int], str]) -> None:
+    def __init__(
+        self, mesh: Mesh, stall_seconds: float, tick: float, name: Callable[[int], str]
+    ) -> None:
         self._mesh = mesh
         self._stall = stall_seconds
+        self._tick = tick
         self._name = name
-        self._pinged = 0.0
-        self._left: set[int] = set()  # said goodbye
-        self._verdict: CollectiveError | None = None  # what ends the group at `until`
-        self._dead: int | None = None  # the peer whose death is the verdict
-        self.heard = dict.fromkeys(mesh.control, time.monotonic())
+        self._looked = time.monotonic()
+        self._clock = 0.0  # seconds this process has run
+        self._pinged = -stall_seconds
+        self._verdicts: dict[int, CollectiveError] = {}  # of peers lost or that gave up, in order
+        self._lost: set[int] = set()  # of those, the peers that said no word
+        self._heard = dict.fromkeys(mesh.control, 0.0)
+        self.left: dict[int, PeerLeft] = {}
+        self.cancelled: tuple[int, CollectiveError] | None = None
         self.until: float | None = None
 
     def starts_waiting(self) -> None:
         """Silence counts from now: while nothing was pending nobody was asked."""
-        self.heard = dict.fromkeys(self.heard, time.monotonic())
+        self._heard = dict.fromkeys(self._heard, self._clock)
 
-    def has_left(self, peer: int) -> bool:
-        """Whether a peer has said goodbye."""
-        return peer in self._left
+    def hears(self, peer: int) -> None:
+        """Something came from a peer."""
+        self._heard[peer] = self._clock
 
-    def read(self, path: Path) -> bool:
+    def read(self, path: Path) -> None:
         """Takes what a control path brings.
 
-        Returns:
-            Whether the peer has left, so that the path's end means nothing.
+        Raises:
+            TransportError: that was all.
         """
         while (header := path.peek()) is not None:
             payload = path.receive()
             if payload is None:
-                return False
+                return
             said = bytes(payload)
             path.release()
-            if header.epoch != self._mesh.epoch:
-                continue
-            if header.kind == PING:
-                self._say(path, PONG)
-            elif header.kind == ABORT:
-                self._end(_told(said, self._name(path.peer)))
-            elif header.kind == GOODBYE:
-                self._left.add(path.peer)
-                if self._dead == path.peer:  # the ends of its other paths were seen first
-                    self._verdict = self._dead = self.until = None
-                return True
-        return False
+            if header.epoch == self._mesh.epoch:
+                self._take(path, header, said)
 
-    def lost(self, error: TransportError) -> None:
-        """A path has failed.
+    def _take(self, path: Path, header: Header, said: bytes) -> None:
+        peer = path.peer
+        if header.kind == PING:
+            self._say(path, PONG)
+        elif header.kind == ABORT:
+            self._lost.discard(peer)
+            self._end(peer, _told(said, self._name(peer)), 0.0)
+        elif header.kind == CANCEL:
+            if self.cancelled is None or header.operation < self.cancelled[0]:
+                self.cancelled = header.operation, _told(said, self._name(peer))
+        elif header.kind == GOODBYE:
+            self.left[peer] = PeerLeft(f"{self._name(peer)} has left the group", [peer])
+            if peer in self._lost:  # the ends of its other paths were seen first
+                self._lost.discard(peer)
+                del self._verdicts[peer]
+
+    def lose(self, peer: int, error: TransportError) -> None:
+        """A path to a peer has ended."""
+        if peer in self.left or peer in self._verdicts:
+            return
+        self._lost.add(peer)
+        self._end(peer, PeerDied(f"{self._name(peer)} died: {error}", [peer]), GRACE_SECONDS)
+
+    def _end(self, peer: int, verdict: CollectiveError, grace: float) -> None:
+        self._verdicts[peer] = verdict
+        until = time.monotonic() + grace
+        self.until = until if self.until is None else min(self.until, until)
+
+    def verdict(self) -> CollectiveError | None:
+        """What has ended the group; None if it goes on."""
+        self.until = None
+        return next(iter(self._verdicts.values()), None)
+
+    def check(self, pending: bool) -> None:
+        """Looks at the clock, and asks the peers for a sign of life while something is pending.
 
         Raises:
-            CollectiveError: it brought wrong bytes.
-        """
-        if isinstance(error, CorruptFrame):
-            raise CollectiveError(f"from {self._name(error.peer)}: {error}", [error.peer])
-        if error.peer not in self._left and self._verdict is None:
-            self._end(errors.PeerDied(f"{self._name(error.peer)} died: {error}", [error.peer]))
-            self._dead = error.peer
-
-    def _end(self, verdict: CollectiveError) -> None:
-        if self._verdict is None:
-            self._verdict = verdict
-            self.until = time.monotonic() + GRACE_SECONDS
-
-    def check(self, pending: bool, needed: Callable[[set[int]], int | None]) -> None:
-        """Looks at the clock.
-
-        Args:
-            pending: whether anything waits.
-            needed: one of these peers, which have left, from which something pending waits for
-                more than has come.
-
-        Raises:
-            CollectiveError: a peer died, gave the group up, stalled, or has left and is needed.
+            PeerStalled: a peer does not answer.
         """
         now = time.monotonic()
-        if self._verdict is not None and self.until is not None and now >= self.until:
-            raise self._verdict
+        self._clock += min(now - self._looked, 2 * self._tick)
+        self._looked = now
         if not pending:
             return
-        missed = needed(self._left) if self._left else None
-        if missed is not None:
-            raise errors.PeerDied(f"{self._name(missed)} has left the group", [missed])
-        for peer, heard in self.heard.items():
-            if now - heard > self._stall and peer not in self._left:
-                what = f"{self._name(peer)} has not answered for {now - heard:.1f} s"
+        for peer, heard in self._heard.items():
+            silent = self._clock - heard
+            if silent > self._stall and peer not in self.left:
+                what = f"{self._name(peer)} has not answered for {silent:.1f} s"
                 raise errors.PeerStalled(what, [peer])
-        if now - self._pinged > self._stall / 4:
-            self._pinged = now
+        if self._clock - self._pinged > self._stall / 4:
+            self._pinged = self._clock
             self.tell_all(PING)
 
-    def tell_all(self, kind: int, said: bytes = b"") -> None:
+    def tell_all(self, kind: int, said: bytes = b"", operation: int = 0) -> None:
         """Says something to all peers that are there."""
         for peer, path in self._mesh.control.items():
-            if peer in self._left:
-                continue
-            try:
-                self._say(path, kind, memoryview(said))
-            except (TransportError, OSError):
-                continue  # its end is seen where it is read
+            if peer not in self.left:
+                self._say(path, kind, memoryview(said), operation)
 
-    def _say(self, path: Path, kind: int, said: memoryview = _NOTHING) -> None:
-        path.queue(Header(kind, self._mesh.epoch, 0, 0, len(said)), said)
+    def _say(self, path: Path, kind: int, said: memoryview = _NOTHING, operation: int = 0) -> None:
+        path.queue(Header(kind, self._mesh.epoch, operation, 0, len(said)), said)
         path.flush()
 
 
 def reason(error: Exception) -> bytes:
-    """An error as an ABORT carries it."""
+    """An error as an ABORT or a CANCEL carries it."""
     ranks: Iterable[int] = getattr(error, "ranks", ())
     said = {"kind": type(error).__name__, "what": str(error), "ranks": list(ranks)}
     return json.dumps(said).encode()
@@ -163,4 +171,4 @@ def _told(said: bytes, teller: str) -> CollectiveError:
         return errors.Aborted(f"{teller} gave the group up")
     if not (isinstance(kind, type) and issubclass(kind, CollectiveError)):
         kind = errors.Aborted
-    return kind(f"{what} (told by {teller})", ranks)
+    return kind(what if _TOLD in what else f"{what}{_TOLD}{teller})", ranks)

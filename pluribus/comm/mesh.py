@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pluribus.comm.transports.base import Path
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +39,12 @@ def drop_stale(path: Path, epoch: int) -> bool:
     if path.receive() is not None:
         path.release()
     return True
+
+
+def end_all(endings: Iterable[Callable[..., None]], *how: object) -> None:
+    """Tells everybody that waits how it ended, whatever some of them make of it."""
+    for done in endings:
+        try:
+            done(*how)
+        except Exception:
+            _log.exception("what an operation was to do at its end failed")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pluribus.comm.errors import CollectiveError, CollectiveTimeout, Mismatch
+from pluribus.comm.mesh import end_all
 from pluribus.comm.transports.base import MESSAGE, Header, Path
 from pluribus.core.units import GIB, MIB
 
@@ -56,7 +57,7 @@ class Messages:
         self._kept: list[Kept] = []
         self._open: dict[int, Wanted | Kept] = {}  # the message each peer is in the middle of
         self._kept_bytes: dict[int, int] = {}
-        self._sending: set[Done] = set()
+        self._sending: dict[Done, int] = {}  # to which peer
         self._aside: set[int] = set()  # peers whose current frame goes to the path's own buffer
         self.held_back: set[int] = set()
 
@@ -70,11 +71,10 @@ class Messages:
             done(None, peer)
             return
         pieces = [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)] or [data]
-        self._sending.add(done)
+        self._sending[done] = peer
 
         def left() -> None:
-            if done in self._sending:
-                self._sending.discard(done)
+            if self._sending.pop(done, None) is not None:
                 done(None, peer)
 
         for position, piece in enumerate(pieces):
@@ -150,21 +150,35 @@ class Messages:
                 return CollectiveTimeout(what, () if wanted.peer is None else [wanted.peer])
         return None
 
-    def needs(self, peers: set[int]) -> int | None:
-        """One of these peers from whom a message is wanted."""
-        return next((w.peer for w in self._wanted if w.peer in peers), None)
+    def miss(self, left: Mapping[int, Exception], ended: Callable[[Path], bool]) -> None:
+        """Ends what waits for peers that have left: messages to them, and from them unless their
+        path still brings something."""
+        over = {peer for peer in left if ended(self._paths[peer])}
+        errors = {peer: left[peer] for peer in over}
+        if over and len(over) == len(self._paths):
+            errors[None] = left[next(iter(over))]
+        lost = [(wanted, errors[wanted.peer]) for wanted in self._wanted if wanted.peer in errors]
+        self._wanted = [wanted for wanted in self._wanted if wanted.peer not in errors]
+        for peer in over:
+            message = self._open.pop(peer, None)
+            if isinstance(message, Wanted):
+                lost.append((message, left[peer]))
+        for wanted, error in lost:
+            end_all([wanted.done], error, -1)
+        for done, peer in list(self._sending.items()):
+            if peer in left:
+                self._paths[peer].withdraw()
+                del self._sending[done]
+                end_all([done], left[peer], -1)
 
     def fail(self, error: Exception) -> None:
         """Ends all."""
         ended = {id(w): w for w in [*self._wanted, *self._open.values()] if isinstance(w, Wanted)}
-        sending, self._sending = self._sending, set()
+        sending, self._sending = list(self._sending), {}
         self._wanted.clear()
         self._open.clear()
         self._kept.clear()
-        for wanted in ended.values():
-            wanted.done(error, -1)
-        for done in sending:
-            done(error, -1)
+        end_all([*(wanted.done for wanted in ended.values()), *sending], error, -1)
 
     def _match(self, peer: int, tag: int) -> Wanted | None:
         for wanted in self._wanted:

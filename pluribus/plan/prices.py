@@ -17,10 +17,11 @@ from pluribus.hardware.pool import Pool
 from pluribus.model.share import Share
 from pluribus.plan.columns import StageKind
 from pluribus.predict.boundary import boundary_seconds
-from pluribus.predict.compute import optimizer_seconds, share_of
+from pluribus.predict.compute import share_of
 from pluribus.predict.memory import (
     USABLE_SHARE,
     StateBytes,
+    gathered_bytes,
     held_at_once,
     kept_bytes,
     message_bytes,
@@ -28,6 +29,7 @@ from pluribus.predict.memory import (
     working_bytes,
 )
 from pluribus.predict.setting import Setting
+from pluribus.predict.update import optimizer_seconds
 from pluribus.spec.plan import Stage
 
 Array = NDArray[np.float64]
@@ -210,6 +212,7 @@ class Prices:
         result = self.parameters * state.total + self._kept(0.0)
         for row, (kind, share) in enumerate(zip(self.kinds, self._shares(), strict=True)):
             result[row] += process_bytes(setting.pool(kind.pool).chip)
+            result[row] += gathered_bytes(setting.model.hidden_size, share, setting.software)
             messages = np.full(
                 len(runs.counts), 2 * message_bytes(setting.model.hidden_size, share)
             )
@@ -247,7 +250,9 @@ class Prices:
         """[kinds, runs] seconds of the optimiser's update."""
         setting, factors = self.setting, self.setting.calibration
         each = [
-            optimizer_seconds(1.0, setting.pool(kind.pool).chip, setting.profile, factors)
+            optimizer_seconds(
+                1.0, setting.pool(kind.pool).chip, setting.profile, factors, setting.software
+            )
             for kind in self.kinds
         ]
         update = self.parameters * np.array(each)[:, None]

@@ -99,7 +99,7 @@ def estimated_tails(
 def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
     """Seconds of a team's step, its gradient sums in the order they will run in.
 
-    Every stage sums its groups of layers in ascending order, and a sum waits for its last member.
+    Every stage sums its groups of layers last layers first, and a sum waits for its last member.
     Where the borders of unlike pipelines interleave, each group thus waits for the one before it.
 
     Args:
@@ -113,7 +113,7 @@ def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
         widths.append(item.count)
     layers = setting.model.layers
     edges = sorted({edge for item in team for s in item.column.stages for edge in s.layers})
-    spans = list(itertools.pairwise(edges))
+    spans = list(itertools.pairwise(edges))[::-1]
     holders = [
         [
             (c, s, stage.kind)

@@ -3,7 +3,8 @@
 One list serves three readers: the timeline predicts it, the runtime executes it, the report
 draws it. Messages are matched by kind, micro-batch, chunk and the two stages; a send never
 waits for its receiver. `REDUCE` sums one gradient group over the stages that hold it; every
-member lists its groups in ascending order, so overlapping groups cannot deadlock.
+member lists its groups in the same order, so overlapping groups cannot deadlock: last layers first,
+since the stages that hold them are the first to end their backward passes.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def _most_held(structure: Structure) -> tuple[int, ...]:
 
 
 def gradient_groups(plan: Plan, tied: tuple[int, int] | None = None) -> tuple[GradientGroup, ...]:
-    """Groups of layers by the set of stages that hold them; a set of one stage counts where the
-    stage has several replicas.
+    """Groups of layers by the set of stages that hold them, in the order they are summed in; a set
+    of one stage counts where the stage has several replicas.
 
     Args:
         plan: the plan.
@@ -148,7 +149,7 @@ def gradient_groups(plan: Plan, tied: tuple[int, int] | None = None) -> tuple[Gr
         groups.setdefault(tuple(sorted(holders[layer])), []).append(layer)
     return tuple(
         GradientGroup(tuple(layers), members)
-        for members, layers in groups.items()
+        for members, layers in reversed(groups.items())
         if len(members) > 1 or _replicated(plan, *members[0])
     )
 

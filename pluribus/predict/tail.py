@@ -46,7 +46,7 @@ def shared_sums(
     """Times the sums of a plan.
 
     Args:
-        groups: each lane works through its own in ascending order.
+        groups: each lane works through its own in this order.
         phases: of each group, one after another.
         capacity: bytes/s of the shared links.
         start: when each lane begins with its sums.

@@ -28,9 +28,6 @@ from torch.distributed.tensor.parallel import (
 
 from .ranks import run_ranks
 
-# Not yet reliable on a busy machine: see docs/comm.md.
-pytestmark = pytest.mark.races
-
 
 def model(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)

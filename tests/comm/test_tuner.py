@@ -16,9 +16,6 @@ from pluribus.comm.tuner import Tuner
 
 from .ranks import run_ranks
 
-# Not yet reliable on a busy machine: see docs/comm.md.
-pytestmark = pytest.mark.races
-
 FLAT = Layout.of(["a"] * 4)
 TWO = Layout.of(["a", "a", "b", "b"])
 EVEN = Links(LinkCost(1e-4, 1e9), LinkCost(1e-4, 1e9))

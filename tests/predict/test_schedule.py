@@ -128,16 +128,16 @@ def test_one_pipeline_sums_nothing() -> None:
 
 def test_unequal_cuts_make_a_group_of_each_overlap() -> None:
     assert gradient_groups(unlike()) == (
-        GradientGroup((0, 1), ((0, 0), (1, 0))),
-        GradientGroup((2,), ((0, 1), (1, 0))),
         GradientGroup((3, 4, 5), ((0, 1), (1, 1))),
+        GradientGroup((2,), ((0, 1), (1, 0))),
+        GradientGroup((0, 1), ((0, 0), (1, 0))),
     )
 
 
 def test_a_tied_matrix_is_summed_over_both_its_ends() -> None:
     groups = gradient_groups(unlike(), tied=(0, 5))
-    assert groups[0] == GradientGroup((0,), ((0, 0), (0, 1), (1, 0), (1, 1)))
-    assert groups[1] == GradientGroup((1,), ((0, 0), (1, 0)))
+    assert groups[-1] == GradientGroup((0,), ((0, 0), (0, 1), (1, 0), (1, 1)))
+    assert groups[-2] == GradientGroup((1,), ((0, 0), (1, 0)))
     counts = Counter(layer for group in groups for layer in group.layers)
     assert counts == dict.fromkeys(range(6), 1)
 

@@ -27,6 +27,7 @@ MESSAGE = 2  # a piece of a point-to-point message: operation = tag, part = numb
 PING, PONG = 3, 4
 ABORT = 5  # the sender gives the group up; the payload says why, in UTF-8
 GOODBYE = 6  # the sender leaves and needs nothing any more
+CANCEL = 7  # the sender ends no collective from number `operation` on; the payload says why
 PRIVATE = 200
 
 
@@ -118,6 +119,8 @@ class Traffic:
 class Path(ABC):
     """One way to one peer, in both directions. All methods are called by the engine's thread.
 
+    Only reading finds out that the peer is gone, after all that it sent: sending goes quiet.
+
     Attributes:
         peer: rank at the other end, within the group.
         traffic: what it has carried.
@@ -139,6 +142,17 @@ class Path(ABC):
     def wants_write(self) -> bool:
         """Whether queued bytes wait for the descriptor to become writable."""
 
+    @property
+    @abstractmethod
+    def delivered(self) -> bool:
+        """Whether the peer's host has all that was queued, or will never have it: then closing
+        loses nothing."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether the descriptor has no news any more and need not be polled."""
+        return False
+
     @abstractmethod
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
@@ -153,11 +167,12 @@ class Path(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Sends what the path takes now.
+        """Sends what the path takes now; nothing if nobody is at the other end."""
 
-        Raises:
-            PeerGone: nobody is at the other end.
-        """
+    @abstractmethod
+    def withdraw(self) -> None:
+        """Forgets all frames that are not ``done``, so that their payloads may change. Nothing
+        more may be queued."""
 
     @abstractmethod
     def peek(self) -> Header | None:

@@ -49,6 +49,8 @@ class Outgoing:
         self._arrived = self._filled = 0
         self._next_time = 0.0
         self._last_sent = 0.0
+        self._held = False  # by the window: the path is as fast as it is
+        self._behind = False  # of the pace, or held by the peer's room: what arrives is too little
 
     @property
     def room(self) -> int:
@@ -78,7 +80,12 @@ class Outgoing:
             return None
         burst = self._choose(most)
         if burst is None:
+            full = self._limit <= self._sent < self._written
+            self._behind = self._behind or full
+            self._held = not full and not self.idle
             return None
+        self._behind = self._behind or (now > self._next_time + SLACK_SECONDS and not self._held)
+        self._held = False
         size = self._piece if burst.parity else burst.end - burst.start
         self._next_time = max(self._next_time, now - SLACK_SECONDS) + size / self.rate.rate
         self._last_sent = now
@@ -145,8 +152,9 @@ class Outgoing:
         self._filled = max(self._filled, feedback.filled)
         self.rate.told(
             now, round_trip, feedback.arrived, feedback.clock, lost + max(filled, 0),
-            self.in_flight, self.idle,
+            self.in_flight, self.idle or self._behind,
         )  # fmt: skip
+        self._behind = False
 
     def _plausible(self, feedback: Feedback) -> bool:
         """Feedback that was overtaken, or that speaks of bytes never sent, changes nothing."""

@@ -51,6 +51,8 @@ class RateControl:
         self._drain_end = 0.0
         self._sample_start: tuple[float, int] | None = None
         self._round_arrived = self._round_lost = 0
+        self._came = False  # whether anything did in this round
+        self._was_idle = False  # at some time of this sample
 
     @property
     def rate(self) -> float:
@@ -87,7 +89,8 @@ class RateControl:
             peer_clock: s, when it counted them; intervals by it are free of our own delays.
             lost: bytes newly found to be lost.
             in_flight: bytes.
-            idle: the sender had nothing more to send: a low rate says nothing about the path.
+            idle: the sender had nothing to send, no room at the peer, or no time: a low rate says
+                nothing about the path.
         """
         self._measure_round_trip(now, round_trip)
         self._measure_bandwidth(arrived, peer_clock, idle)
@@ -114,13 +117,18 @@ class RateControl:
         if self._sample_start is None:
             self._sample_start = peer_clock, arrived
             return
+        self._was_idle = self._was_idle or idle
         seconds = peer_clock - self._sample_start[0]
         if seconds < max(SHORTEST_ROUND, min(self.round_trip, 0.1)):
             return
         came = arrived - self._sample_start[1]
+        if not came:
+            return  # the peer or the link pauses; the next sample is over that time too
+        self._came = True
         self._sample_start = peer_clock, arrived
         self._round_arrived += came
         sample = came / seconds
+        idle, self._was_idle = self._was_idle, False
         if idle and sample < self._bandwidth:
             return
         while self._bandwidths and self._bandwidths[-1][1] <= sample:
@@ -135,11 +143,15 @@ class RateControl:
             self._bandwidth = max(self._bandwidths[0][1], SLOWEST)
 
     def _end_round(self, now: float, idle: bool) -> None:
+        """Rounds are of deliveries: a pause must not push the last rates out of memory."""
         self._round_end = now + max(self.round_trip, SHORTEST_ROUND)
-        if not idle:
+        came, self._came = self._came, False
+        if not idle and came:
             self._round += 1
         self._choose()
         self._back_off()
+        if not came:
+            return
         if self._phase == "start" and not idle:
             if self._bandwidth >= 1.25 * self._full:
                 self._full, self._full_rounds = self._bandwidth, 0

@@ -64,13 +64,25 @@ class SharedPath(Path):
         self._partial = bytearray()
         self._arrived: deque[tuple[Header, int]] = deque()
         self._gone: PeerGone | None = None
+        self._broken = False  # nothing can be sent any more
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
     def wants_write(self) -> bool:
-        return bool(self._records)
+        return bool(self._records) and not self._broken
+
+    @property
+    def delivered(self) -> bool:
+        return self._broken or not (self._waiting or self._records)
+
+    @property
+    def silent(self) -> bool:
+        return self._gone is not None
+
+    def withdraw(self) -> None:
+        self._waiting.clear()
 
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
@@ -80,7 +92,7 @@ class SharedPath(Path):
 
     def flush(self) -> None:
         finished = []
-        while self._waiting:
+        while self._waiting and not self._broken:
             header, payload, done = self._waiting[0]
             place = self._take(len(payload))
             if place is None:
@@ -119,13 +131,14 @@ class SharedPath(Path):
         return start
 
     def _write(self) -> None:
-        while self._records:
+        while self._records and not self._broken:
             try:
                 sent = self._socket.send(self._records)
             except BlockingIOError:
                 return
-            except OSError as error:
-                raise PeerGone(self.peer, str(error)) from error
+            except OSError:
+                self._broken = True  # a peer that has left needs no room either
+                return
             del self._records[:sent]
 
     def peek(self) -> Header | None:
@@ -178,9 +191,7 @@ class SharedPath(Path):
         header, _ = self._arrived.popleft()
         self.traffic.received += HEADER_BYTES + header.num_bytes
         self._records += _USED
-        if self._gone is None:
-            with contextlib.suppress(PeerGone):  # a peer that has left needs no room
-                self._write()
+        self._write()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hmac
 import secrets
 import socket
 import struct
+import sys
+import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +32,8 @@ from pluribus.comm.transports.base import (
 _READ_AHEAD = 64 * 1024  # small frames come many to a system call
 _HELLO = struct.Struct("<IIHH32s")  # rank, epoch, lane, lanes, token
 _HELLO_SECONDS = 5.0
+_RTT_OFFSET = 68  # of tcpi_rtt in struct tcp_info, microseconds; linux/tcp.h
+_TCP_CLOSE = 7  # linux/tcp_states.h: the peer has refused what was still on its way
 
 
 class TcpPath(Path):
@@ -51,13 +56,27 @@ class TcpPath(Path):
         self._header: Header | None = None
         self._own = bytearray()
         self._at = 0  # bytes of the payload that are in place
+        self._broken = False  # nothing can be sent any more
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
+    def round_trip(self) -> float:
+        """Seconds, as the kernel has measured it; 0 where it does not tell."""
+        info = getattr(socket, "TCP_INFO", None)
+        if info is None or self._socket.family == getattr(socket, "AF_UNIX", None):
+            return 0.0
+        data = self._socket.getsockopt(socket.IPPROTO_TCP, info, _RTT_OFFSET + 4)
+        return int.from_bytes(data[_RTT_OFFSET:], sys.byteorder) / 1e6
+
+    @property
     def wants_write(self) -> bool:
-        return bool(self._out)
+        return bool(self._out) and not self._broken
+
+    @property
+    def delivered(self) -> bool:
+        return self._broken or (not self._out and not _unacknowledged(self._socket))
 
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
@@ -65,15 +84,19 @@ class TcpPath(Path):
         packed = memoryview(pack(header, payload, self._checked))
         self._out.append(([packed, payload] if len(payload) else [packed], done))
 
+    def withdraw(self) -> None:
+        self._out.clear()
+
     def flush(self) -> None:
-        while self._out:
+        while self._out and not self._broken:
             parts, done = self._out[0]
             try:
                 sent = self._socket.sendmsg(parts)
             except BlockingIOError:
                 return
-            except OSError as error:
-                raise self._gone(error) from error
+            except OSError:
+                self._broken = True
+                return
             self.traffic.sent += sent
             while parts and sent >= len(parts[0]):
                 sent -= len(parts.pop(0))
@@ -192,6 +215,18 @@ class Tcp(Transport):
                 connection.setsockopt(socket.IPPROTO_TCP, choose, self.congestion.encode())
 
 
+def usable(congestion: str) -> str:
+    """The congestion control a connection gets that asks for this one; empty if unknown."""
+    choose = getattr(socket, "TCP_CONGESTION", None)
+    if choose is None:
+        return ""
+    with socket.socket() as trial:
+        if congestion:
+            with contextlib.suppress(OSError):
+                trial.setsockopt(socket.IPPROTO_TCP, choose, congestion.encode())
+        return trial.getsockopt(socket.IPPROTO_TCP, choose, 16).rstrip(b"\0").decode()
+
+
 def meet(
     meeting: Meeting,
     lanes: int,
@@ -235,6 +270,17 @@ def meet(
             found[caller[0]][caller[1]] = connection
         opened.pop_all()
     return {peer: [known[lane] for lane in range(lanes)] for peer, known in found.items()}
+
+
+def _unacknowledged(connection: socket.socket) -> int:
+    """Bytes that the peer's host does not have yet, and may still get."""
+    try:
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            return 0
+        left = fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0")
+    except (OSError, AttributeError):  # closed, or a system that cannot tell
+        return 0
+    return int.from_bytes(left, sys.byteorder)
 
 
 def _close_all(connections: dict[int, socket.socket]) -> None:

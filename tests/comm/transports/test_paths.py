@@ -18,7 +18,7 @@ from pluribus.comm.transports.tcp import Tcp
 from pluribus.core.errors import ConfigError
 
 
-def meeting(store: dist.Store, rank: int, token: bytes = b"t", timeout: float = 5.0) -> Meeting:
+def meeting(store: dist.Store, rank: int, token: bytes = b"t", timeout: float = 60.0) -> Meeting:
     return Meeting(store=store, rank=rank, peers=(1 - rank,), epoch=0, address="127.0.0.1",
                    token=token, timeout=timeout)  # fmt: skip
 
@@ -42,7 +42,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
 
 
 def wait(path: Path) -> None:
-    assert select.select([path], [], [], 5.0)[0], "nothing came"
+    assert select.select([path], [], [], 60.0)[0], "nothing came"
 
 
 def test_frames_arrive_whole_and_in_order(pair: tuple[Path, Path]) -> None:
@@ -103,7 +103,7 @@ def test_nobody_comes_in_without_the_token() -> None:
 
     def listen() -> None:
         try:
-            Tcp().connect(meeting(store, 0, timeout=1.0))
+            Tcp().connect(meeting(store, 0, timeout=3.0))
         except PeerGone as error:
             caught.append(error)
 
