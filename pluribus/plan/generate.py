@@ -40,6 +40,7 @@ class Generator:
         available: [pools] chips of each.
         columns: found so far, in order of finding.
         borders: between layers, that no stage crosses.
+        estimates_sums: whether gradient sums are estimated from the mixes found, not as given.
     """
 
     setting: Setting
@@ -47,6 +48,7 @@ class Generator:
     available: Array
     columns: list[Column] = field(default_factory=list)
     borders: tuple[int, ...] = ()
+    estimates_sums: bool = True
     grids: dict[int, Array] = field(default_factory=dict)
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
@@ -190,7 +192,7 @@ class Generator:
                 return np.inf
             self.price(deadline, deadline * self.speeds * 0.85)
         before = self.deadline(self.ideal_seconds)
-        estimated = False
+        estimated = not self.estimates_sums
         for _ in range(_ROUNDS):
             self.price(before, self.chip_prices(before))
             now = self.deadline(self.ideal_seconds)
