@@ -99,7 +99,8 @@ def join(
         known = tuner.load(tuner.cache_folder(), topology) or tuner.TYPICAL
         store.set("links", json.dumps(asdict(known)))
     links = Links.from_json(json.loads(store.get("links")))
-    chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES)
+    aggregated = max(mesh.data, default=0) >= len(places)
+    chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
     native = [_has_library([places[member] for member in members]) for members in layout.islands]
     made.relays = len(native) > 1 and any(native)
