@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
 from pluribus.plan.columns import Column
 from pluribus.plan.generate import Generator
-from pluribus.plan.prices import Array, Hops
+from pluribus.plan.prices import Hops
 from pluribus.plan.pricing import Pricer
 from pluribus.plan.proof import Proof
 from pluribus.plan.sums import least_tails

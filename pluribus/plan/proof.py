@@ -9,7 +9,7 @@ m micro-batches by the deadline costs at least its Lagrangian, for any price of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
