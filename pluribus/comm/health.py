@@ -94,8 +94,9 @@ class Health:
         self._heard = dict.fromkeys(self._heard, self._clock)
 
     def hears(self, peer: int) -> None:
-        """Something came from a peer."""
-        self._heard[peer] = self._clock
+        """Something came from a peer, or from what is none."""
+        if peer in self._heard:
+            self._heard[peer] = self._clock
 
     def read(self, path: Path) -> None:
         """Takes what a control path brings.

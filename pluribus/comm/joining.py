@@ -102,7 +102,8 @@ def join(
     links = Links.from_json(json.loads(store.get("links")))
     measured = None if links == tuner.TYPICAL else links
     engine.expect(options.stall_seconds or stall_deadline(measured))
-    chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES)
+    aggregated = max(mesh.data, default=0) >= len(places)
+    chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
     native = [_has_library([places[member] for member in members]) for members in layout.islands]
     made.relays = len(native) > 1 and any(native)

@@ -61,7 +61,7 @@ class Member(dist.ProcessGroup):
         self._connect(0)
 
     def _name(self, rank: int) -> str:
-        return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else f"rank {rank}"
+        return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else "the aggregator"
 
     def _connect(self, epoch: int) -> None:
         store = dist.PrefixStore(f"epoch{epoch}", self._store)
@@ -83,7 +83,9 @@ class Member(dist.ProcessGroup):
         self._engine.expect(self.options.stall_seconds or stall_deadline(links))
         if self._rank == 0:
             tuner.save(links, tuner.cache_folder(), self._topology)
-        self._collectives.tuner = Tuner(self.layout, links, self.options.chunk_bytes or CHUNK_BYTES)
+        chunk = self.options.chunk_bytes or CHUNK_BYTES
+        aggregated = self._collectives.tuner.aggregated
+        self._collectives.tuner = Tuner(self.layout, links, chunk, aggregated)
         return links
 
     # Who we are.

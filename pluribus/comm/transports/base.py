@@ -163,6 +163,11 @@ class Path(ABC):
         """Whether the descriptor has no news any more and need not be polled."""
         return False
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether what goes over it cannot end once any member has left."""
+        return False
+
     @abstractmethod
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None

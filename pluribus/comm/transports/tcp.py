@@ -18,7 +18,7 @@ class Tcp(Transport):
         streams: connections to each peer.
         congestion: congestion control to ask the kernel for, where it has it ("bbr" keeps its
             rate under loss; "" leaves the host's default).
-        checked: whether frames carry a checksum.
+        checked: whether frames carry checksums and are sent again if they come with other bits.
     """
 
     name: ClassVar[str] = "tcp"
@@ -31,16 +31,28 @@ class Tcp(Transport):
     def connect(self, meeting: Meeting) -> dict[int, list[Path]]:
         connections = meet(meeting, self.streams, self._prepare)
         return {
-            peer: [TcpPath(peer, connection, self.checked) for connection in lanes]
+            peer: [TcpPath(peer, connection, self.checked, repeats=True) for connection in lanes]
             for peer, lanes in connections.items()
         }
 
     def _prepare(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        choose = getattr(socket, "TCP_CONGESTION", None)
-        if self.congestion and choose is not None:
-            with contextlib.suppress(OSError):  # this kernel has no such control
-                connection.setsockopt(socket.IPPROTO_TCP, choose, self.congestion.encode())
+        prepare(connection, self.congestion)
+
+
+def prepare(connection: socket.socket, congestion: str, dead_milliseconds: int = 0) -> None:
+    """Sets a connection up for frames.
+
+    Args:
+        congestion: control to ask for; empty leaves the host's default.
+        dead_milliseconds: without an acknowledgement, after which it is gone; 0: the host's.
+    """
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if dead_milliseconds and hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_milliseconds)
+    choose = getattr(socket, "TCP_CONGESTION", None)
+    if congestion and choose is not None:
+        with contextlib.suppress(OSError):  # this kernel has no such control
+            connection.setsockopt(socket.IPPROTO_TCP, choose, congestion.encode())
 
 
 def usable(congestion: str) -> str:
@@ -49,7 +61,5 @@ def usable(congestion: str) -> str:
     if choose is None:
         return ""
     with socket.socket() as trial:
-        if congestion:
-            with contextlib.suppress(OSError):
-                trial.setsockopt(socket.IPPROTO_TCP, choose, congestion.encode())
+        prepare(trial, congestion)
         return trial.getsockopt(socket.IPPROTO_TCP, choose, 16).rstrip(b"\0").decode()
