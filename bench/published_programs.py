@@ -18,6 +18,10 @@ from pluribus.predict.software import (
 # Conferences name the year a paper appeared in; its runs are about this much older.
 _BEFORE_CONFERENCE = 0.7
 
+# Megatron-LM sums the gradients of inputs under the products of weights since autumn 2021
+# (`--no-async-tensor-model-parallel-allreduce` switches it off); forks made before do not.
+_SUMS_OVERLAPPED = 2021.8
+
 # Forks of the Megatron of 2021, whenever their runs were published.
 _FORKS_OF_2021 = r"vtrain|bigscience|bloom|mt-nlg"
 
@@ -28,7 +32,7 @@ _OWN_GPT = r"vtrain.*ground_truth_single"
 # (weight read and written, gradient read and cleared, both fp32 moments read and written), takes
 # the loss in 16 bits (14 bytes per logit, where fp32 moves 25), and has GPT-2's vocabulary without
 # padding. The wait in its sums is fitted on half of its runs; nothing else here is.
-OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.2e-4)
+OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.1e-4)
 _GPT2_VOCABULARY = 50257
 
 
@@ -71,7 +75,8 @@ def program_of(row: Mapping[str, str], precision: str, sharded: bool) -> Softwar
     date = _date(source)
     if re.search(_FORKS_OF_2021, source, re.I) or (date is not None and date < 2022.5):
         divided = bool(re.search(r"sequence-parallel", words, re.I))
-        program = replace(MEGATRON_2021, sequence_parallel=divided)
+        overlapped = date is not None and date > _SUMS_OVERLAPPED
+        program = replace(MEGATRON_2021, sequence_parallel=divided, overlap_backward=overlapped)
         if precision == "bf16":
             # Megatron sums bf16 gradients in fp32.
             program = replace(program, gradient_sync_bytes=4, accumulate_bytes=10)
