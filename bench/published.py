@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from published_programs import by_driver
 from published_rows import Row, UnusableError, parse_row, read_rows
 
 from pluribus.core.errors import PlanError, PluribusError
@@ -292,7 +293,8 @@ def memory(rows: Sequence[Row], terms: Sequence[Terms | PlannedRow]) -> list[dic
             )
             outcomes[not found.fits, math.isinf(row.memory_gb)] += 1
             if math.isfinite(row.memory_gb):
-                errors.append(found.tensors / GIB / row.memory_gb - 1)
+                held = found.total if by_driver(row.software) else found.tensors
+                errors.append(held / GIB / row.memory_gb - 1)
         if errors:
             lines.append({
                 "source": name, "rows": len(errors), "bias": statistics.fmean(errors),

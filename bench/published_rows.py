@@ -184,7 +184,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
         precision = "fp8"
     if not pool.chip.supports(precision):
         raise UnusableError(f"no known {precision} rate of {pool.chip.key}")
-    software = program_of(row, precision, sharded=layout.zero >= 3)
+    software = program_of(
+        row, precision, sharded=layout.zero >= 3, gated=model.config["model_type"] != "gpt2",
+        tp=tp, flags=flags,
+    )  # fmt: skip
     unknown = [k for k, v in (("micro_batch", micro), ("zero", zero if dp > 1 else 0)) if v is None]
     if unknown:
         run = (sequence, precision, software)

@@ -191,7 +191,7 @@ COMMAND_LINE = {
         "--gained", "--json", "--lasting-steps", "--lost", "--out", "--slower", "plan",
     ],
     "report": ["--json", "folder"],
-    "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
+    "train": ["--backend", "--codec", "--folder", "--fresh", "--json", "--steps", "plan"],
 }  # fmt: skip
 
 

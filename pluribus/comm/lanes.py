@@ -181,18 +181,28 @@ class Lanes:
     def _ready(self, job: Job, number: int) -> None:
         """A step waits for nothing any more."""
         step = job.steps[number]
-        if step.peer < 0:
+        if step.kind in (Kind.FETCH, Kind.STORE):
+            job.begin(step, partial(self._copied, job, number))
+        elif step.peer < 0:
             job.run(step)
             self._finish(job, number)
         elif step.kind is Kind.SEND:
             self._dirty[self._lanes[step.peer, step.part % self._width[step.peer]]] = None
+
+    def _copied(self, job: Job, number: int, error: Exception | None) -> None:
+        """A copy has ended, perhaps after its job."""
+        if job not in self.jobs:
+            return
+        if error is not None:
+            raise error
+        self._finish(job, number)
 
     def _finish(self, job: Job, number: int) -> None:
         for ready in job.done_with(number):
             self._work.append((job, ready))
         if not job.left and job in self.jobs:
             self.jobs.remove(job)
-            job.task.done(None)
+            job.end()
 
     def _queue_frames(self, lane: Lane) -> None:
         """Frames leave in program order, those of the next job after all of this one's."""

@@ -21,6 +21,7 @@ from pluribus.predict.compute import share_of
 from pluribus.predict.memory import (
     USABLE_SHARE,
     StateBytes,
+    gathered_bytes,
     held_at_once,
     kept_bytes,
     message_bytes,
@@ -211,6 +212,7 @@ class Prices:
         result = self.parameters * state.total + self._kept(0.0)
         for row, (kind, share) in enumerate(zip(self.kinds, self._shares(), strict=True)):
             result[row] += process_bytes(setting.pool(kind.pool).chip)
+            result[row] += gathered_bytes(setting.model.hidden_size, share, setting.software)
             messages = np.full(
                 len(runs.counts), 2 * message_bytes(setting.model.hidden_size, share)
             )

@@ -106,9 +106,9 @@ def chip_memory(
         activations += max((working_bytes(layer, share, software) for layer in layers), default=0)
     if layers[-1].kind == "head":
         activations += loss_bytes(vocab_size, share, software)
-    buffers = 0.0
+    buffers = gathered_bytes(layers[0].hidden_size, share, software)
     if neighbours:
-        buffers = 2 * message_bytes(layers[0].hidden_size, share)
+        buffers += 2 * message_bytes(layers[0].hidden_size, share)
     if whole_stage:
         buffers += share.bytes_per_element * parameters.total
     elif degrees.zero >= 3:
@@ -136,6 +136,12 @@ def loss_bytes(vocab_size: int, share: Share, software: Software) -> float:
     """Logits beyond those that the head keeps, while the loss is taken."""
     logits = share.micro_batch * share.sequence_length * vocab_size / share.tp
     return software.loss_copies * logits * share.bytes_per_element
+
+
+def gathered_bytes(hidden_size: int, share: Share, software: Software = PLURIBUS) -> float:
+    """Hidden states that the block at work has whole, where its ranks divide the tokens."""
+    divided = share.tp > 1 and share.sequence_parallel
+    return software.gathered * message_bytes(hidden_size, share) if divided else 0.0
 
 
 def process_bytes(chip: Chip) -> float:

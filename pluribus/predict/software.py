@@ -65,6 +65,9 @@ class Software:
             activations.
         loss_copies: how many more times than the layer itself keeps them the logits are in
             memory while the loss is taken.
+        gathered: hidden states of all tokens that a block of divided tokens has whole at once in
+            its backward: the gathered input of a product and its gradient, or those of both
+            tensor-parallel regions.
     """
 
     flash_attention: bool = True
@@ -100,6 +103,7 @@ class Software:
     sum_byte_s: float = 0.0
     cache_share: float = 0.0
     loss_copies: float = 0.0
+    gathered: float = 2
 
 
 PLURIBUS = Software()
@@ -130,12 +134,13 @@ MEGATRON_BRIDGE = replace(MEGATRON, overlap_gradients=True, overlap_tensor=0.6)
 # Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use. Its selective
 # recompute keeps every second product; the plain loss keeps logits in 16 bits, in fp32, their
 # log-softmax and its gradient. Passes of eager kernels and ring attention are read off
-# torchtitan's runs with and without a compiler, and with 4 and 8 context-parallel ranks.
+# torchtitan's runs with and without a compiler, and with 4 and 8 context-parallel ranks. Sharded
+# tensors keep the gathered inputs of a block that is run again, where Megatron gathers them anew.
 FSDP = Software(
     logit_bytes=14, selective_kept=0.67,
     overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
     accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
-    micro_batch_s=2e-3, step_s=1e-3,
+    micro_batch_s=2e-3, step_s=1e-3, gathered=4,
 )  # fmt: skip
 # Megatron-DeepSpeed's pipeline engine: messages block and are parted over the tensor-parallel
 # ranks (its `PartitionedTensor`), gradients are summed after the last micro-batch. Memory as the

@@ -38,9 +38,9 @@ class Member:
             self.waits[later] -= 1
 
     def local(self, step: int, size: int) -> None:
-        kind, _, _, target, source, _ = self.program.steps[step]
+        kind, _, part, target, source, _ = self.program.steps[step]
         into = self.view(target)
-        if kind is Kind.COPY:
+        if kind in (Kind.COPY, Kind.FETCH, Kind.STORE):
             into[:] = self.view(source)
         elif kind is Kind.REDUCE:
             into += self.view(source)
@@ -49,7 +49,8 @@ class Member:
         elif kind is Kind.ENCODE:  # the codec of this simulator keeps the numbers in one object
             into[0] = self.view(source).copy()
         elif kind is Kind.DECODE:
-            into[:] = self.view(source)[0]
+            coded = self.view(source).reshape(part, -1)
+            into[:] = sum(coded[:, 0])
         else:
             assert kind is Kind.DECODE_ADD
             into += self.view(source)[0]

@@ -16,6 +16,7 @@ ISLANDS = {
     "streams": ({"PLURIBUS_COMM_SHARED_MEMORY": "0", "PLURIBUS_COMM_STREAMS": "3"}, None),
     "islands": ({}, "aabb"),
     "unequal": ({"PLURIBUS_COMM_SHARED_MEMORY": "0"}, "abbb"),
+    "sites": ({}, ["a/x", "a/x", "a/y", "b/z"]),
     "verified": ({"PLURIBUS_COMM_VERIFY": "1"}, "aabb"),
 }
 
@@ -228,6 +229,56 @@ def test_compressed_sums_are_close_and_equal_on_all_ranks(
     assert len({bits for bits, _, _ in found.values()}) == 1
     assert 1e-5 < found[0][1] < one
     assert found[0][2] < mean
+
+
+def scattered(rank: int, n: int) -> tuple[float, float, int, list[int]]:
+    """Errors of one scattered sum and of the mean of twenty, residuals that are kept, and the
+    bits of a gathered whole as a sum of words per dtype."""
+    group = dist.group.WORLD
+    size = 50_000
+    numbers = torch.Generator().manual_seed(0)
+    x = torch.randn(n, n * size, generator=numbers)
+    want = x.view(n, n, size).sum(0)[rank]
+    out, total, errors = torch.empty(size), torch.zeros(size), []
+    mine = x[rank].clone()
+    for _ in range(20):
+        mine.copy_(x[rank])
+        dist.reduce_scatter_tensor(out, mine)
+        errors.append(float((out - want).norm() / want.norm()))
+        total += out
+    kept = len(group.residuals.state_dict())
+    del mine
+    dist.reduce_scatter_tensor(out, x[rank].clone())  # a tensor of its own: nothing is owed to it
+    errors.append(float((out - want).norm() / want.norm()))
+    assert errors[-1] == errors[0] != errors[1]
+    bits = []
+    for dtype in (torch.float32, torch.bfloat16):
+        whole = torch.empty(n * size, dtype=dtype)
+        own = x[rank, :size].to(dtype)
+        dist.all_gather_into_tensor(whole, own)
+        near = torch.cat([row[:size].to(dtype) for row in x])
+        assert 1e-5 < float((whole - near).norm() / near.norm()) < 1.2e-2
+        bits.append(whole.view(torch.uint8).view(torch.int16).to(torch.int64).sum().item())
+    words = torch.arange(n * size)
+    whole = torch.empty_like(words)
+    dist.all_gather_into_tensor(whole, words.view(n, size)[rank])
+    assert torch.equal(whole, words)
+    return errors[0], float((total / 20 - want).norm() / want.norm()), kept, bits
+
+
+@pytest.mark.parametrize("islands", [["a", "a", "b", "b"], ["a/x", "a/y", "b"]])
+def test_scattered_sums_and_gathered_parts_may_be_compressed(islands: list[str]) -> None:
+    places = [
+        {"PLURIBUS_COMM_ISLAND": island, "PLURIBUS_COMM_CODEC": "int8",
+         "PLURIBUS_COMM_GATHER_CODEC": "int8"}
+        for island in islands
+    ]  # fmt: skip
+    found = run_ranks(scattered, len(islands), environments=places)
+    for once, mean, kept, bits in found.values():
+        assert 1e-4 < once < 1.2e-2
+        assert mean < 1e-3
+        assert kept == 1
+        assert bits == found[0][3]
 
 
 def wrong(rank: int, n: int) -> str:

@@ -49,3 +49,8 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, coded: torch.Tensor, out: torch.Tensor, add: bool = False) -> None:
         """Decodes into ``out`` (float32 [n]), or adds to it."""
+
+    def decode_sum(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
+        """``out`` becomes the sum of what two coded forms stand for; as `decode` twice."""
+        self.decode(one, out)
+        self.decode(other, out, add=True)

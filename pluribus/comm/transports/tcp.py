@@ -32,6 +32,7 @@ from pluribus.comm.transports.base import (
 _READ_AHEAD = 64 * 1024  # small frames come many to a system call
 _HELLO = struct.Struct("<IIHH32s")  # rank, epoch, lane, lanes, token
 _HELLO_SECONDS = 5.0
+_RTT_OFFSET = 68  # of tcpi_rtt in struct tcp_info, microseconds; linux/tcp.h
 _TCP_CLOSE = 7  # linux/tcp_states.h: the peer has refused what was still on its way
 
 
@@ -59,6 +60,15 @@ class TcpPath(Path):
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds, as the kernel has measured it; 0 where it does not tell."""
+        info = getattr(socket, "TCP_INFO", None)
+        if info is None or self._socket.family == getattr(socket, "AF_UNIX", None):
+            return 0.0
+        data = self._socket.getsockopt(socket.IPPROTO_TCP, info, _RTT_OFFSET + 4)
+        return int.from_bytes(data[_RTT_OFFSET:], sys.byteorder) / 1e6
 
     @property
     def wants_write(self) -> bool:
@@ -203,6 +213,18 @@ class Tcp(Transport):
         if self.congestion and choose is not None:
             with contextlib.suppress(OSError):  # this kernel has no such control
                 connection.setsockopt(socket.IPPROTO_TCP, choose, self.congestion.encode())
+
+
+def usable(congestion: str) -> str:
+    """The congestion control a connection gets that asks for this one; empty if unknown."""
+    choose = getattr(socket, "TCP_CONGESTION", None)
+    if choose is None:
+        return ""
+    with socket.socket() as trial:
+        if congestion:
+            with contextlib.suppress(OSError):
+                trial.setsockopt(socket.IPPROTO_TCP, choose, congestion.encode())
+        return trial.getsockopt(socket.IPPROTO_TCP, choose, 16).rstrip(b"\0").decode()
 
 
 def meet(

@@ -117,6 +117,18 @@ def test_adding_is_decoding_and_adding(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", SIZES)
+def test_a_sum_is_one_decoded_and_the_other_added(name: str, n: int) -> None:
+    chosen, sums = codec(name), torch.full((n + 8,), torch.nan)
+    one, other = coded(chosen, normal(n)), coded(chosen, normal(n, 1) * 1e-3)
+    expected = decoded(chosen, one, n)
+    chosen.decode(other, expected, add=True)
+    chosen.decode_sum(one, other, sums[:n])
+    assert same_bits(sums[:n], expected)
+    assert sums[n:].isnan().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_arrives_as_not_finite_and_does_not_stay(name: str, bad: float) -> None:
     chosen, n = codec(name), 1000
