@@ -202,9 +202,6 @@ class Engine:
         self.call(lambda: self._leave(end))
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_SECONDS)
-        if not self._thread.is_alive():
-            self._wake_read.close()
-            self._wake_write.close()
 
     # The loop.
 
@@ -218,6 +215,8 @@ class Engine:
                 self._fail(CollectiveError(f"{type(error).__name__}: {error}"))
         self._closed = True
         self._run_calls()
+        self._wake_read.close()
+        self._wake_write.close()
 
     def _turn(self) -> None:
         for path, events in self._watch.wait(self._patience(), self._held_up):
