@@ -25,9 +25,19 @@ from pluribus.predict.software import (
 # Conferences name the year a paper appeared in; its runs are about this much older.
 _BEFORE_CONFERENCE = 0.7
 
-# Words of a row that name its program, the first that fits. Projects that are built on a program
-# count as it.
+# vTrain's single-node runs, beside which it publishes the program: a GPT of its own out of
+# Megatron's layers (VIA-Research/vTrain @f8dda84, src/model and src/trainer.py).
+# It has no checkpointing, whatever the configuration says, updates 16-bit weights in place
+# (weight read and written, gradient read and cleared, both fp32 moments read and written), takes
+# the loss in 16 bits (14 bytes per logit, where fp32 moves 25), and has GPT-2's vocabulary without
+# padding. The wait in its sums is fitted on half of its runs; nothing else here is.
+OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.2e-4)
+_GPT2_VOCABULARY = 50257
+
+# Words of a row that name its program, the first that fits: its own name, or that of the collection
+# it is published with. Projects that are built on a program count as it.
 _NAMED = (
+    (r"vtrain.*ground_truth_single", OWN_GPT),
     (r"megatron-?bridge|\bnemo\b", MEGATRON_BRIDGE),
     (r"megatron-?deepspeed", MEGATRON_DEEPSPEED),
     (r"torchtitan|llm-foundry|\bfsdp2?\b", FSDP),
@@ -50,9 +60,27 @@ _LOSS_COMPILED = 2025.0
 _COMPILED_LOGIT_BYTES = 6
 
 
+def recomputes(row: Mapping[str, str]) -> bool:
+    """Whether a run's program can do the recomputation that its row may name."""
+    return _named(row) is not OWN_GPT
+
+
+def vocabulary_of(row: Mapping[str, str], tp: int) -> int:
+    """The vocabulary of a model whose row gives none: Megatron's, or that of vTrain's own program,
+    which drops what its ranks do not share evenly."""
+    if _named(row) is OWN_GPT:
+        return _GPT2_VOCABULARY // tp * tp
+    return 51200
+
+
 def told(row: Mapping[str, str]) -> str:
     """Everything a row says in words."""
     return " ".join(row.get(k) or "" for k in ("source", "table", "model", "note", "recompute"))
+
+
+def _named(row: Mapping[str, str]) -> Software | None:
+    words = told(row)
+    return next((found for name, found in _NAMED if re.search(name, words, re.I)), None)
 
 
 def program_of(
@@ -67,7 +95,7 @@ def program_of(
         flags: gets what had to be guessed.
     """
     words = told(row)
-    program = next((found for name, found in _NAMED if re.search(name, words, re.I)), None)
+    program = _named(row)
     if program is None:
         program = FSDP if sharded else MEGATRON
         flags.append(f"no program named, taken as {'fully sharded' if sharded else 'Megatron'}")

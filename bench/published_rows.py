@@ -12,7 +12,7 @@ from pathlib import Path
 
 from published_guess import least_layout, likely_layout
 from published_memory import ran_out
-from published_programs import program_of, told
+from published_programs import program_of, recomputes, told, vocabulary_of
 
 from pluribus.core.errors import PluribusError
 from pluribus.hardware.catalogue import load_catalogue
@@ -155,17 +155,21 @@ def parse_row(row: Mapping[str, str]) -> Row:
     elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
     schedule, virtual = _schedule(row, pp, words, flags)
-    recompute = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
+    said = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
+    recompute = said[1].lower() if said else "none"
+    if said is None:
+        flags.append("no recompute given, taken as none")
+    if recompute != "none" and not recomputes(row):
+        flags.append("its program does not recompute, whatever the row says")
+        recompute = "none"
     unsure = "?" in (row.get("gpu") or "")
     if unsure:
         flags.append("chip given with a question mark")
-    if recompute is None:
-        flags.append("no recompute given, taken as none")
     micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
         tp=tp, pp=pp, dp=dp, cp=cp, ep=_whole(row, "ep") or 1,
         virtual_stages=virtual, zero=min(zero or 0, 3), micro_batch=micro or 1,
-        global_batch=batch, recompute=recompute[1].lower() if recompute else "none",
+        global_batch=batch, recompute=recompute,
         schedule=schedule,
     )  # fmt: skip
     if layout.num_chips != chips:
@@ -212,7 +216,7 @@ def parse_row(row: Mapping[str, str]) -> Row:
         software=software,
         seconds=None if out else seconds,
         memory_gb=math.inf if out else memory,
-        room_known=recompute is not None and not unsure,
+        room_known=said is not None and not unsure,
         flags=tuple(flags),
     )
 
@@ -284,7 +288,7 @@ def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
                 dense = config["first_k_dense_replace"] * layers / config["num_hidden_layers"]
                 depth["first_k_dense_replace"] = max(1, round(dense))
             return _build(tuple({**config, **depth}.items()))
-    vocab = _whole(row, "vocab") or 51200
+    vocab = _whole(row, "vocab") or vocabulary_of(row, tp)
     size = re.search(r"(\d+(?:\.\d+)?)\s*B\b", row.get("model") or "", re.I)
     if layers is None and hidden and size:
         layers = round((float(size[1]) * 1e9 - vocab * hidden) / (12 * hidden**2))

@@ -174,7 +174,7 @@ def test_importing_a_room_leaves_the_function_of_its_name() -> None:
 
 # Positional arguments by name, options by their dashes.
 COMMAND_LINE = {
-    "aggregator": ["--host", "--port", "--ranks", "--token-file"],
+    "aggregator": ["--host", "--port", "--token-file"],
     "demo": ["--folder", "--json", "--seconds"],
     "calibrate": ["--json", "--out", "runs"],
     "plan": [
@@ -191,7 +191,7 @@ COMMAND_LINE = {
         "--gained", "--json", "--lasting-steps", "--lost", "--out", "--slower", "plan",
     ],
     "report": ["--json", "folder"],
-    "train": ["--folder", "--fresh", "--json", "--steps", "plan"],
+    "train": ["--backend", "--codec", "--folder", "--fresh", "--json", "--steps", "plan"],
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pluribus.hardware.pool import Pool
 from pluribus.model.share import Share
 from pluribus.plan.columns import StageKind
 from pluribus.predict.boundary import boundary_seconds
-from pluribus.predict.compute import optimizer_seconds, share_of
+from pluribus.predict.compute import share_of
 from pluribus.predict.memory import (
     USABLE_SHARE,
     StateBytes,
@@ -29,6 +29,7 @@ from pluribus.predict.memory import (
     working_bytes,
 )
 from pluribus.predict.setting import Setting
+from pluribus.predict.update import optimizer_seconds
 from pluribus.spec.plan import Stage
 
 Array = NDArray[np.float64]
@@ -249,7 +250,9 @@ class Prices:
         """[kinds, runs] seconds of the optimiser's update."""
         setting, factors = self.setting, self.setting.calibration
         each = [
-            optimizer_seconds(1.0, setting.pool(kind.pool).chip, setting.profile, factors)
+            optimizer_seconds(
+                1.0, setting.pool(kind.pool).chip, setting.profile, factors, setting.software
+            )
             for kind in self.kinds
         ]
         update = self.parameters * np.array(each)[:, None]

@@ -132,10 +132,11 @@ class Search:
         rates = [column.micro_batch_size / generator.pace(column).each for column in
                  generator.columns]  # fmt: skip
         rate = float(mix.uses @ np.array(rates))  # sequences that one second more delivers
-        return {
-            pool: float(value) * self.setting.pool(pool).chips_per_node / rate
-            for pool, value in zip(self.pools, mix.chip_values, strict=True)
-        }
+        saved = {}
+        for pool, value in zip(self.pools, mix.chip_values, strict=True):
+            more = float(value) * self.setting.pool(pool).chips_per_node  # sequences
+            saved[pool] = more / rate / (1 + more / generator.batch)
+        return saved
 
     def _bound(self, chosen: Scored) -> float | None:
         """A step no plan goes below, where time is the objective."""

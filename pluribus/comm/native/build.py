@@ -28,6 +28,7 @@ POINTER, SIZE, U32, U64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, cty
 SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "pluribus_int8_encode": (None, (POINTER, POINTER, POINTER, POINTER, SIZE)),
     "pluribus_int8_decode": (None, (POINTER, POINTER, POINTER, SIZE, ctypes.c_int)),
+    "pluribus_int8_decode_sum": (None, (POINTER, POINTER, POINTER, POINTER, POINTER, SIZE)),
     "pluribus_int4_encode": (None, (POINTER, POINTER, POINTER, POINTER, SIZE, U64)),
     "pluribus_int4_decode": (None, (POINTER, POINTER, POINTER, SIZE, U64, ctypes.c_int)),
     "pluribus_crc32c": (U32, (U32, POINTER, SIZE)),
