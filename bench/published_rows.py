@@ -155,9 +155,9 @@ def parse_row(row: Mapping[str, str]) -> Row:
     elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
     schedule, virtual = _schedule(row, pp, words, flags)
-    said = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
-    recompute = said[1].lower() if said else "none"
-    if said is None:
+    given = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
+    recompute = given[1].lower() if given else "none"
+    if given is None:
         flags.append("no recompute given, taken as none")
     if recompute != "none" and not recomputes(row):
         flags.append("its program does not recompute, whatever the row says")
@@ -216,7 +216,7 @@ def parse_row(row: Mapping[str, str]) -> Row:
         software=software,
         seconds=None if out else seconds,
         memory_gb=math.inf if out else memory,
-        room_known=said is not None and not unsure,
+        room_known=recompute is not None and not unsure,
         flags=tuple(flags),
     )
 

@@ -143,7 +143,7 @@ class Search:
         if self.setting.job.plan.objective != "time" or not np.isfinite(self._deadline):
             return None
         self.progress("a bound on every plan")
-        return min(Bound(self.generator).seconds(self._deadline), chosen.seconds)
+        return min(Bound(self.generator).seconds(), chosen.seconds)
 
     def best_few(self, count: int) -> tuple[Plan, ...]:
         """The best plan and those that come next, each a way of its own to use the pools."""
