@@ -153,6 +153,11 @@ class Path(ABC):
         """Whether the descriptor has no news any more and need not be polled."""
         return False
 
+    @property
+    def packets(self) -> tuple[int, int]:
+        """(sent again, sent), in packets or bytes, whatever the path counts; for its loss."""
+        return self.traffic.resent, self.traffic.sent
+
     @abstractmethod
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
