@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -102,6 +103,7 @@ def join(
         store.set("links", json.dumps(known or {}))
     said = json.loads(store.get("links"))
     links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
+    layout = replace(layout, rates=tuner.rates_from_json(said, size))
     chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES, corrections)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
     several_hosts = len({place.host for place in places}) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,8 +85,9 @@ class Member(dist.ProcessGroup):
         Rank 0 keeps the figures for later groups on the same hosts.
         """
         links = probe.links(self)
+        self.layout = replace(self.layout, rates=probe.rails(self))
         chunk = self.options.chunk_bytes or CHUNK_BYTES
-        self._collectives.tuner = Tuner(self.layout, links, chunk)
+        self._collectives.change(self.layout, Tuner(self.layout, links, chunk))
         self._keep()
         return links
 
@@ -94,7 +96,7 @@ class Member(dist.ProcessGroup):
         if self._rank == 0:
             with contextlib.suppress(OSError):  # a home that cannot be written to
                 known = self._collectives.tuner
-                said = tuner.to_json(known.links, known.corrections)
+                said = tuner.to_json(known.links, known.corrections, self.layout.rates)
                 tuner.save(said, tuner.cache_folder(), self._topology)
 
     def sent_packets(self, peer: int) -> tuple[int, int]:
