@@ -144,7 +144,13 @@ class Collectives:
         self._learn(operation)
         num_bytes = whole * output.element_size()
         codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
-        name = self._choose(operation, num_bytes, codec is not None)
+        addable = (
+            self.tuner.aggregated
+            and op in _LINEAR
+            and output.dtype is torch.float32
+            and staging is None
+        )
+        name = self._choose(operation, num_bytes, codec is not None, addable)
         if name != "islands":
             codec = None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
@@ -273,16 +279,19 @@ class Collectives:
                 f"{output.numel()} out do not fit together"
             )
 
-    def _choose(self, operation: str, num_bytes: int, coded: bool) -> str:
-        known = ALGORITHMS[operation]
-        wanted = self.forced
-        if wanted in known and (not known[wanted].crosses or len(self._layout.islands) > 1):
-            return wanted
+    def _choose(self, operation: str, num_bytes: int, coded: bool, addable: bool) -> str:
+        known = ALGORITHMS[operation].get(self.forced)
+        if (
+            known is not None
+            and (addable or not known.aggregated)
+            and (not known.crosses or len(self._layout.islands) > 1)
+        ):
+            return known.name
         if coded:
             # Priced without codec, a flat algorithm may look cheaper; and among islands of one
             # rank each, this is the one that encodes.
             return "islands"
-        return self.tuner.choose(operation, num_bytes)
+        return self.tuner.choose(operation, num_bytes, addable)
 
     def _codec_for(
         self,

@@ -104,7 +104,9 @@ def join(
     said = json.loads(store.get("links"))
     links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
     layout = replace(layout, rates=tuner.rates_from_json(said, size))
-    chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES, corrections)
+    aggregated = max(mesh.data, default=0) >= len(places)
+    chunk = options.chunk_bytes or CHUNK_BYTES
+    chooser = Tuner(layout, links, chunk, corrections, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
     several_hosts = len({place.host for place in places}) > 1
     native = [_has_library([places[member] for member in members]) for members in layout.islands]

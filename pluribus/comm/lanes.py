@@ -147,12 +147,13 @@ class Lanes:
         and that peer: there is more to send to it, or more must come than its path brought."""
         found = []
         for lane in self.all:
-            if lane.key[0] not in left:
+            peer = next(iter(left), -1) if lane.path.needs_all else lane.path.peer
+            if peer not in left:
                 continue
             jobs = [queue[0] for queue in (lane.under_way, lane.sends) if queue]
-            if lane.receives and not lane.waiting and ended(lane.path):
+            if lane.receives and not lane.waiting and (ended(lane.path) or lane.path.needs_all):
                 jobs.append(lane.receives[0])
-            found += [(job.number, lane.key[0]) for job in jobs]
+            found += [(job.number, peer) for job in jobs]
         return min(found, default=None)
 
     def cancel(self, number: int, error: Exception) -> None:
