@@ -238,7 +238,7 @@ class Collectives:
         if (
             known is not None
             and (addable or not known.aggregated)
-            and not (known.crosses and self._layout.is_flat)
+            and (not known.crosses or len(self._layout.islands) > 1)
         ):
             return known.name
         if coded:
@@ -264,7 +264,9 @@ class Collectives:
             codec = self._codec
         else:
             return None
-        return codec if dtype.is_floating_point else None
+        if codec is None or not dtype.is_floating_point:
+            return None
+        return None if codec.exact and dtype is not torch.float32 else codec
 
     def _slot(self, operation: str, tensor: torch.Tensor, elements: int) -> str:
         """Name of a tensor's residual: the how manieth of its operation it is.
