@@ -1,4 +1,4 @@
-"""One rank of `bench/comm.py`: times all-reduces in a process group or in MPI, as its JSON says."""
+"""One rank of `bench/comm.py`: times all-reduces in a process group or in MPI."""
 
 from __future__ import annotations
 

@@ -53,6 +53,8 @@ _REWRITTEN, _FLASH = 2022.5, 2024.0
 # Gated networks came with Llama; runs in fp16 end with the programs of before the rewriting.
 _GATED = 2023.2
 
+# Programs whose loss is one kernel: 16-bit logits and their gradient are all it keeps.
+_FUSED_LOSS = r"llm-foundry"
 # The compiler takes the loss as well: 16-bit logits and their fp32 gradient are what is left.
 _LOSS_COMPILED = 2025.0
 _COMPILED_LOGIT_BYTES = 6
@@ -141,7 +143,10 @@ def _megatron(program: Software, date: float, precision: str, words: str) -> Sof
 
 
 def _sharded(date: float, tp: int, words: str) -> Software:
+    """Fully sharded PyTorch of that time, with or without a compiler."""
     program = FSDP
+    if re.search(_FUSED_LOSS, words, re.I):
+        program = replace(program, logit_bytes=4)
     if tp > 1:
         # A loss over a divided vocabulary is taken in steps: shifted logits and exponentials too.
         program = replace(program, loss_copies=2.0)
@@ -150,7 +155,8 @@ def _sharded(date: float, tp: int, words: str) -> Software:
         return replace(program, selective_kept=0.78)
     program = replace(program, eager_passes=1.0)
     if date >= _LOSS_COMPILED:
-        program = replace(program, logit_bytes=_COMPILED_LOGIT_BYTES)
+        fewer = min(program.logit_bytes, _COMPILED_LOGIT_BYTES)
+        program = replace(program, logit_bytes=fewer)
     return program
 
 

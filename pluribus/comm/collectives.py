@@ -64,6 +64,7 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
+        chips: whether some rank has a chip beside its host.
         relays: whether some island adds up by a library of its vendor.
         island: this rank's, if it is one of those.
         forced: an algorithm to use wherever it fits, for measurements; the same on every rank.
@@ -82,6 +83,7 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
+        self.chips = False
         self.relays = False
         self.island: Island | None = None
         self.forced = options.algorithm
@@ -131,7 +133,13 @@ class Collectives:
         self._learn(operation)
         num_bytes = whole * output.element_size()
         codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
-        name = self._choose(operation, num_bytes, codec is not None)
+        addable = (
+            self.tuner.aggregated
+            and op in _LINEAR
+            and output.dtype is torch.float32
+            and not self.chips  # one rank's tensors may be a chip's, and all choose alike
+        )
+        name = self._choose(operation, num_bytes, codec is not None, addable)
         if name != "islands":
             codec = None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
@@ -260,16 +268,19 @@ class Collectives:
                 f"{output.numel()} out do not fit together"
             )
 
-    def _choose(self, operation: str, num_bytes: int, coded: bool) -> str:
-        known = ALGORITHMS[operation]
-        wanted = self.forced
-        if wanted in known and (not known[wanted].crosses or not self._layout.is_flat):
-            return wanted
+    def _choose(self, operation: str, num_bytes: int, coded: bool, addable: bool) -> str:
+        known = ALGORITHMS[operation].get(self.forced)
+        if (
+            known is not None
+            and (addable or not known.aggregated)
+            and (not known.crosses or len(self._layout.islands) > 1)
+        ):
+            return known.name
         if coded:
             # Priced without codec, a flat algorithm may look cheaper; and among islands of one
             # rank each, this is the one that encodes.
             return "islands"
-        return self.tuner.choose(operation, num_bytes)
+        return self.tuner.choose(operation, num_bytes, addable)
 
     def _codec_for(
         self,
@@ -288,7 +299,9 @@ class Collectives:
             codec = self._codec
         else:
             return None
-        return codec if dtype.is_floating_point else None
+        if codec is None or not dtype.is_floating_point:
+            return None
+        return None if codec.exact and dtype is not torch.float32 else codec
 
     def _slot(self, operation: str, tensor: torch.Tensor, elements: int) -> str:
         """Name of a tensor's residual: the how manieth of its operation it is.

@@ -35,6 +35,7 @@ from pluribus.comm.transports.base import (
     ABORT,
     CANCEL,
     GOODBYE,
+    RECEIPT,
     CorruptFrame,
     Path,
     TransportError,
@@ -92,6 +93,11 @@ class Engine:
             self._readers[path.fileno()] = partial(self._read_messages, path)
         for path in mesh.control.values():
             self._readers[path.fileno()] = partial(self._health.read, path)
+        self._numbers = {
+            path.fileno(): number
+            for peer in mesh.control
+            for number, path in enumerate(mesh.numbered(peer))
+        }
 
     # What other threads call.
 
@@ -292,7 +298,14 @@ class Engine:
             return
         try:
             reader()
+            here = path.receipt()
+            if here is not None:
+                self._health.tell(path.peer, RECEIPT, self._numbers[path.fileno()], here)
         except TransportError as error:
+            again = getattr(error, "again", None)
+            if again is not None:
+                self._health.miss(path, self._numbers[path.fileno()], again)
+                return
             self._forget(path)
             if isinstance(error, CorruptFrame):
                 what = f"from {self._name(path.peer)}: {error}"

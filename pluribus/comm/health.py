@@ -22,6 +22,8 @@ from pluribus.comm.transports.base import (
     GOODBYE,
     PING,
     PONG,
+    RECEIPT,
+    RESEND,
     Header,
     Path,
     TransportError,
@@ -62,6 +64,7 @@ class Health:
         self._verdicts: dict[int, CollectiveError] = {}  # of peers lost or that gave up, in order
         self._lost: set[int] = set()  # of those, the peers that said no word
         self._heard = dict.fromkeys(mesh.control, 0.0)
+        self._missing: dict[Path, float] = {}  # paths that wait for a frame once more, since when
         self.left: dict[int, PeerLeft] = {}
         self.cancelled: tuple[int, CollectiveError] | None = None
         self.until: float | None = None
@@ -71,8 +74,9 @@ class Health:
         self._heard = dict.fromkeys(self._heard, self._clock)
 
     def hears(self, peer: int) -> None:
-        """Something came from a peer."""
-        self._heard[peer] = self._clock
+        """Something came from a peer, or from what is none."""
+        if peer in self._heard:
+            self._heard[peer] = self._clock
 
     def read(self, path: Path) -> None:
         """Takes what a control path brings.
@@ -99,11 +103,25 @@ class Health:
         elif header.kind == CANCEL:
             if self.cancelled is None or header.operation < self.cancelled[0]:
                 self.cancelled = header.operation, _told(said, self._name(peer))
+        elif header.kind in (RECEIPT, RESEND):
+            concerned = self._mesh.numbered(peer)[header.operation]
+            if header.kind == RECEIPT:
+                concerned.acknowledge(header.part)
+            else:
+                concerned.resend(header.part)
         elif header.kind == GOODBYE:
             self.left[peer] = PeerLeft(f"{self._name(peer)} has left the group", [peer])
             if peer in self._lost:  # the ends of its other paths were seen first
                 self._lost.discard(peer)
                 del self._verdicts[peer]
+
+    def miss(self, path: Path, number: int, frame: int) -> None:
+        """A frame came with other bits on the path with this number; the peer is asked for it."""
+        self._missing[path] = self._clock
+        if path is self._mesh.control[path.peer]:
+            path.ask(frame)
+        else:
+            self.tell(path.peer, RESEND, number, frame)
 
     def lose(self, peer: int, error: TransportError) -> None:
         """A path to a peer has ended."""
@@ -127,10 +145,17 @@ class Health:
 
         Raises:
             PeerStalled: a peer does not answer.
+            CollectiveError: a path could not be repaired.
         """
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * self._tick)
         self._looked = now
+        for path, since in list(self._missing.items()):
+            if not path.seeking:
+                del self._missing[path]
+            elif self._clock - since > self._stall:
+                what = f"what {self._name(path.peer)} sends comes with other bits"
+                raise CollectiveError(what, [path.peer])
         if not pending:
             return
         for peer, heard in self._heard.items():
@@ -148,8 +173,15 @@ class Health:
             if peer not in self.left:
                 self._say(path, kind, memoryview(said), operation)
 
-    def _say(self, path: Path, kind: int, said: memoryview = _NOTHING, operation: int = 0) -> None:
-        path.queue(Header(kind, self._mesh.epoch, operation, 0, len(said)), said)
+    def tell(self, peer: int, kind: int, operation: int, part: int) -> None:
+        """Says something to one peer."""
+        if peer not in self.left:
+            self._say(self._mesh.control[peer], kind, _NOTHING, operation, part)
+
+    def _say(
+        self, path: Path, kind: int, said: memoryview = _NOTHING, operation: int = 0, part: int = 0
+    ) -> None:
+        path.queue(Header(kind, self._mesh.epoch, operation, part, len(said)), said)
         path.flush()
 
 

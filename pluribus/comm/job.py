@@ -85,6 +85,7 @@ class Job:
             memoryview(t.view(torch.uint8).numpy() if t.device.type == "cpu" else b"")
             for t in self._tensors
         ]
+        self._lengths: dict[Span, int] = {}  # of coded spans that end before they must
         self._widths = [tensor.element_size() for tensor in self._tensors]
 
     def tensor(self, span: Span) -> torch.Tensor:
@@ -94,8 +95,20 @@ class Job:
         width = self._widths[span.buffer]
         return self._bytes[span.buffer][span.start * width : span.stop * width]
 
-    def num_bytes(self, span: Span) -> int:
-        return (span.stop - span.start) * self._widths[span.buffer]
+    def payload(self, span: Span) -> memoryview:
+        """The memory of a span as far as it says something."""
+        return self.bytes(span)[: self._lengths.get(span)]
+
+    def place(self, span: Span, num_bytes: int) -> memoryview | None:
+        """Where a frame of this length for a span belongs; None if it does not fit it."""
+        whole = self.bytes(span)
+        if num_bytes != len(whole):
+            codec, coded = self.task.codec, span.buffer - FIRST_SCRATCH
+            varies = codec is not None and codec.varies and coded >= 0
+            if not (varies and self.task.program.coded[coded] and num_bytes < len(whole)):
+                return None
+            self._lengths[span] = num_bytes
+        return whole[:num_bytes]
 
     def reduce(self, target: Span, payload: memoryview) -> None:
         """Target op= a chunk as it came from a path."""
@@ -122,6 +135,8 @@ class Job:
             if task.residual is not None:
                 residual = task.residual[at : at + source.size]
             task.codec.encode(values, self.tensor(target), residual)
+            if task.codec.varies:
+                self._lengths[target] = task.codec.length(self.tensor(target), source.size)
         elif kind is Kind.DIGEST:
             whole = memoryview(task.output.view(torch.uint8).numpy())
             self.bytes(target)[:] = crc32c(whole).to_bytes(DIGEST_BYTES, "little")

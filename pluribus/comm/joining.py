@@ -102,10 +102,13 @@ def join(
         store.set("links", json.dumps(known or {}))
     said = json.loads(store.get("links"))
     links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
-    chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES, corrections)
+    aggregated = max(mesh.data, default=0) >= len(places)
+    chunk = options.chunk_bytes or CHUNK_BYTES
+    chooser = Tuner(layout, links, chunk, corrections, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
     several_hosts = len({place.host for place in places}) > 1
     native = [_has_library([places[member] for member in members]) for members in layout.islands]
+    made.chips = any(place.chip for place in places)
     made.relays = len(native) > 1 and any(native)
     home = layout.island_of(rank)
     whole = None

@@ -12,9 +12,12 @@ from pathlib import Path as FilePath
 
 import torch.distributed as dist
 
+from pluribus.comm.algorithms import aggregated
+from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.mesh import Mesh
 from pluribus.comm.options import Options
 from pluribus.comm.transports import carriers, shared
+from pluribus.comm.transports.aggregated import connect
 from pluribus.comm.transports.base import Meeting, Path, Store
 from pluribus.comm.transports.flow import FlowOptions
 from pluribus.comm.transports.shared import SharedMemory
@@ -118,9 +121,16 @@ def meet(
     if by_tcp:
         tcp = Tcp(lanes + 1, options.congestion, options.checked)
         paths |= tcp.connect(meeting("tcp", by_tcp))
+    data = {peer: known[:lanes] for peer, known in paths.items()}
+    if options.aggregator and size > 1:
+        streams = aggregated.streams(Layout.of([place.island for place in places]))
+        everybody = meeting("aggregator", sorted(others))
+        known = connect(everybody, options.aggregator, options.aggregator_token,
+                        options.congestion, streams)  # fmt: skip
+        data |= {size + number: [path] for number, path in known.items()}
     mesh = Mesh(
         epoch,
-        {peer: known[:lanes] for peer, known in paths.items()},
+        data,
         {peer: known[lanes] for peer, known in paths.items()},
         {peer: known[0] for peer, known in control.items()},
     )

@@ -62,7 +62,7 @@ class Member(dist.ProcessGroup):
         self._connect(0)
 
     def _name(self, rank: int) -> str:
-        return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else f"rank {rank}"
+        return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else "the aggregator"
 
     def _connect(self, epoch: int) -> None:
         store = dist.PrefixStore(f"epoch{epoch}", self._store)
@@ -85,7 +85,8 @@ class Member(dist.ProcessGroup):
         """
         links = probe.links(self)
         chunk = self.options.chunk_bytes or CHUNK_BYTES
-        self._collectives.tuner = Tuner(self.layout, links, chunk)
+        aggregated = self._collectives.tuner.aggregated
+        self._collectives.tuner = Tuner(self.layout, links, chunk, aggregated=aggregated)
         self._keep()
         return links
 

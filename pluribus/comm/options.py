@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pluribus.core.errors import ConfigError
 from pluribus.core.units import MIB
@@ -31,6 +31,8 @@ class Options:
             are far from each other or lose packets.
         fec: datagrams over which UDP sends one more that repairs any of them without asking; 0:
             none.
+        aggregator: "host:port" of a `pluribus aggregator` that may sum for this group; empty: none.
+        aggregator_token: that it wants to hear.
         streams: connections to each peer.
         congestion: TCP congestion control where the kernel has it; empty: the host's default.
         shared_memory: whether ranks of one host use it.
@@ -51,6 +53,8 @@ class Options:
     algorithm: str = ""
     transport: str = "tcp"
     fec: int = 0
+    aggregator: str = ""
+    aggregator_token: str = field(default="", repr=False)
     streams: int = 1
     congestion: str = "bbr"
     shared_memory: bool = True
@@ -70,6 +74,13 @@ class Options:
             raise ConfigError(
                 f"transport = {self.transport!r} is not one of {', '.join(TRANSPORTS)}",
                 where="comm options",
+            )
+        host, _, port = self.aggregator.rpartition(":")
+        if self.aggregator and not (host and port.isdecimal() and int(port) < 1 << 16):
+            raise ConfigError(
+                f"aggregator = {self.aggregator!r} is no address",
+                where="comm options",
+                do="Give host:port, as `pluribus aggregator` prints them.",
             )
         if self.fec < 0:
             raise ConfigError(f"fec = {self.fec} is negative", where="comm options")

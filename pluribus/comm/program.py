@@ -170,6 +170,17 @@ class Builder:
             number = self._add(Step(kind, source, part, write, _NOTHING), reads, (write,))
             self._receives.setdefault((source, part % self._lanes), []).append(number)
 
+    def exchange(self, rank: int, place: int, span: Span) -> None:
+        """Sends ``span`` to what stands behind the ranks as peer ``place``, and takes in its stead
+        what comes back. Such a peer has one path, whatever the lanes to the ranks."""
+        if rank != self.rank or not span.size:
+            return
+        part = self._part(rank, place)
+        number = self._add(Step(Kind.SEND, place, part, _NOTHING, span), (span,), ())
+        self._sends.setdefault((place, 0), []).append(number)
+        number = self._add(Step(Kind.RECEIVE, place, part, span, _NOTHING), (), (span,))
+        self._receives.setdefault((place, 0), []).append(number)
+
     def local(self, rank: int, kind: Kind, target: Span, source: Span = _NOTHING) -> None:
         """A step without a peer; ``target`` equal to ``source`` copies nothing."""
         if rank != self.rank or not target.size or (kind is Kind.COPY and target == source):

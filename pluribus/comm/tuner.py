@@ -32,6 +32,7 @@ class Tuner:
         links: the same on every rank.
         chunk_bytes: of the engine's frames.
         corrections: likewise.
+        aggregated: whether there is an aggregator.
     """
 
     def __init__(
@@ -40,25 +41,33 @@ class Tuner:
         links: Links,
         chunk_bytes: int,
         corrections: Corrections | None = None,
+        aggregated: bool = False,
     ) -> None:
         self.links = links
         self.corrections = corrections or Corrections()
+        self.aggregated = aggregated
         self._layout = layout
         self._chunk = chunk_bytes
         self._known: dict[str, dict[str, Algorithm]] = {}
 
-    def choose(self, operation: str, num_bytes: int) -> str:
-        """Name of the cheapest algorithm for a buffer of this size."""
+    def choose(self, operation: str, num_bytes: int, addable: bool = False) -> str:
+        """Name of the cheapest algorithm for a buffer of this size.
+
+        Args:
+            addable: whether an aggregator can do this operation on this dtype.
+        """
         if len(ALGORITHMS[operation]) == 1:
             return next(iter(ALGORITHMS[operation]))
-        return min(self.prices(operation, num_bytes).items(), key=lambda price: price[1])[0]
+        prices = self.prices(operation, num_bytes, addable)
+        return min(prices, key=lambda name: prices[name])
 
-    def prices(self, operation: str, num_bytes: int) -> dict[str, float]:
+    def prices(self, operation: str, num_bytes: int, addable: bool = False) -> dict[str, float]:
         """Seconds of each algorithm that may run, corrections included."""
         return {
             name: algorithm.seconds(num_bytes) * self.corrections.factor(operation, name, num_bytes)
             for name, algorithm in self._algorithms(operation).items()
             if self._fits(operation, name, num_bytes)
+            and (addable or not ALGORITHMS[operation][name].aggregated)
         }
 
     def model_seconds(self, operation: str, name: str, num_bytes: int) -> float | None:
@@ -68,7 +77,7 @@ class Tuner:
 
     def _algorithms(self, operation: str) -> dict[str, Algorithm]:
         if operation not in self._known:
-            found = candidates(operation, self._layout, self.links, self._chunk)
+            found = candidates(operation, self._layout, self.links, self._chunk, self.aggregated)
             self._known[operation] = {algorithm.name: algorithm for algorithm in found}
         return self._known[operation]
 

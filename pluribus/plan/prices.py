@@ -304,27 +304,21 @@ class Hops:
                 theirs: no placement is quicker.
         """
         rows: dict[tuple[str, int], int] = {}
-        lanes: list[int] = []
         senders = []
         for kind in kinds:
-            pool = setting.pool(kind.pool)
             ranks = kind.tensor_parallel * kind.context_parallel
-            fills = kind.num_chips >= pool.chips_per_node
-            # Nearness alone sets kinds apart where a floor is wanted: the widest stands for all.
-            row = rows.setdefault((kind.pool, int(fills) if near else ranks), len(rows))
-            lanes += [1] * (len(rows) - len(lanes))
-            lanes[row] = max(lanes[row], ranks)
-            senders.append(row)
+            senders.append(rows.setdefault((kind.pool, ranks), len(rows)))
         seconds = np.zeros((len(rows), len(pools)))
-        for (address, mark), row in rows.items():
-            pool, width = setting.pool(address), lanes[row]
-            fills = bool(mark) if near else width >= pool.chips_per_node
+        for (address, width), row in rows.items():
+            pool = setting.pool(address)
+            fills = width >= pool.chips_per_node
             source = _stage(f"{address}/0/0", width)
             for column, other in enumerate(pools):
                 targets = [f"{other}/0/0"]
                 if other == address:
                     targets = [f"{other}/1/0"] if pool.nodes > 1 else []
-                    targets += [] if fills or (targets and not near) else [f"{other}/0/1"]
+                    targets += [] if fills or (targets and not near) else [f"{other}/0/{width}"]
+                # A narrower next stage takes longer, a wider one no less: fewer ranks send.
                 times = [
                     boundary_seconds(setting, source, _stage(target, width), micro_batch_size)
                     for target in targets

@@ -18,6 +18,7 @@ from pluribus.plan.prices import Array, Prices
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
 from pluribus.predict.collectives import group_all_reduce_seconds
 from pluribus.predict.link_classes import links_of
+from pluribus.predict.schedule import in_turn
 from pluribus.predict.setting import Setting
 
 
@@ -99,8 +100,7 @@ def estimated_tails(
 def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
     """Seconds of a team's step, its gradient sums in the order they will run in.
 
-    Every stage sums its groups of layers last layers first, and a sum waits for its last member.
-    Where the borders of unlike pipelines interleave, each group thus waits for the one before it.
+    A sum waits for its last member, and for the sums before it that share one.
 
     Args:
         paces: of the team's classes.
@@ -129,7 +129,9 @@ def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
         if len({kind.pool for _, _, kind in held}) > 1
     )
     end = 0.0
-    for (a, b), held in zip(spans, holders, strict=True):
+    turns = in_turn([[(c, s) for c, s, _ in held] for held in holders], [b - a for a, b in spans])
+    for turn in turns:
+        (a, b), held = spans[turn], holders[turn]
         start = max(float(ready[c][s]) for c, s, _ in held)
         tp = min(kind.tensor_parallel for _, _, kind in held)
         parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b))

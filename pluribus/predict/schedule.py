@@ -3,15 +3,16 @@
 One list serves three readers: the timeline predicts it, the runtime executes it, the report
 draws it. Messages are matched by kind, micro-batch, chunk and the two stages; a send never
 waits for its receiver. `REDUCE` sums one gradient group over the stages that hold it; every
-member lists its groups in the same order, so overlapping groups cannot deadlock: last layers first,
-since the stages that hold them are the first to end their backward passes.
+member lists its groups in the same order, so overlapping groups cannot deadlock. Those that share
+no stage run side by side, last layers first: the stages that hold them are the first to end.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from pluribus.predict.schedules.base import Action, ActionKind, Order, Placement, with_messages
 from pluribus.predict.schedules.gpipe import gpipe
@@ -109,6 +110,11 @@ def in_flight(structure: Structure, stage: int) -> float:
         return structure.micro_batches
     if structure.schedule == "1f1b":
         return min(structure.num_stages - stage, structure.micro_batches)
+    # Once a pipeline is full it goes round in circles.
+    forward, backward, _, message = structure.pass_times
+    around = math.ceil((forward + backward + 2 * message) / forward)
+    full = structure.num_stages * (3 + 2 * around)
+    structure = replace(structure, micro_batches=min(structure.micro_batches, full))
     return _most_held(structure)[stage] / structure.chunks
 
 
@@ -144,14 +150,46 @@ def gradient_groups(plan: Plan, tied: tuple[int, int] | None = None) -> tuple[Gr
     if tied is not None:
         embedding, head = tied
         holders[embedding] |= holders[head]
-    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    by_members: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for layer in sorted(holders):
-        groups.setdefault(tuple(sorted(holders[layer])), []).append(layer)
-    return tuple(
+        by_members.setdefault(tuple(sorted(holders[layer])), []).append(layer)
+    groups = [
         GradientGroup(tuple(layers), members)
-        for members, layers in reversed(groups.items())
+        for members, layers in reversed(by_members.items())
         if len(members) > 1 or _replicated(plan, *members[0])
-    )
+    ]
+    turns = in_turn([g.holders for g in groups], [len(g.layers) for g in groups])
+    return tuple(groups[g] for g in turns)
+
+
+def in_turn(holders: Sequence[Iterable[Hashable]], sizes: Sequence[float]) -> list[int]:
+    """The order of sums in which the fewest wait for each other.
+
+    Stages whose borders interleave chain their sums: one after another down the layers, each would
+    wait for the one before it. So every next one is the first that those before it let begin
+    soonest (list scheduling, Graham 1966).
+
+    Args:
+        holders: of each sum; one holder takes part in one sum at a time.
+        sizes: of each sum, in proportion to how long it takes.
+    """
+    held: dict[Hashable, list[int]] = {}
+    for index, members in enumerate(holders):
+        for member in members:
+            held.setdefault(member, []).append(index)
+    others: list[set[int]] = [set() for _ in holders]
+    for together in {tuple(indices) for indices in held.values()}:
+        for index in together:
+            others[index].update(together)
+    begin = dict.fromkeys(range(len(holders)), 0.0)
+    order = []
+    while begin:
+        index = min(begin, key=lambda i: (begin[i], i))
+        end = begin.pop(index) + sizes[index]
+        order.append(index)
+        for other in others[index] & begin.keys():
+            begin[other] = max(begin[other], end)
+    return order
 
 
 def _replicated(plan: Plan, pipeline: int, stage: int) -> bool:

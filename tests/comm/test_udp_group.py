@@ -39,7 +39,7 @@ def everything(rank: int, n: int) -> tuple[list[float], bool]:
     parts = torch.randn(n, 700_001, generator=generator)
     x = parts[rank].clone()
     dist.all_reduce(x)
-    torch.testing.assert_close(x, parts.sum(0))
+    assert torch.allclose(x, parts.sum(0), atol=1e-4)
     for size in (1, 1000):
         y = torch.full((size,), float(rank))
         dist.all_reduce(y)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pluribus.comm.algorithms import flat, islands
+from pluribus.comm.algorithms import aggregated, flat, islands
 from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.program import DIGEST_BYTES, Builder, Program, Span, cut
@@ -21,6 +21,7 @@ class Algorithm:
     Attributes:
         write: writes it down: (builder, layout, elements, chunk, root, coding).
         crosses: whether it is made for islands.
+        aggregated: whether it needs an aggregator, which adds up float32.
         in_place: whether INPUT and OUTPUT are one buffer.
         scratch: its scratch memory per byte of the buffer and rank; keeps the one-shot small.
     """
@@ -28,6 +29,7 @@ class Algorithm:
     name: str
     write: Write
     crosses: bool = False
+    aggregated: bool = False
     in_place: bool = False
     scratch: Callable[[int], float] = lambda size: 0.0
 
@@ -70,6 +72,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
                 scratch=lambda n: n.bit_length() - 1,
             ),
             Algorithm("halving", _flat(flat.halving_all_reduce), in_place=True),
+            Algorithm("aggregator", _levels(aggregated.all_reduce), in_place=True, aggregated=True),
             _crossing(_levels(islands.all_reduce, coded=True), in_place=True),
         ),
         "all_gather": (
