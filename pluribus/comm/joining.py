@@ -19,6 +19,7 @@ from pluribus.comm.devices.copies import Staging
 from pluribus.comm.devices.island import Island
 from pluribus.comm.devices.registry import Devices
 from pluribus.comm.engine import Engine
+from pluribus.comm.health import stall_deadline
 from pluribus.comm.meeting import Place
 from pluribus.comm.options import Options
 from pluribus.comm.tuner import Tuner
@@ -98,10 +99,18 @@ def join(
     layout = Layout.of([place.island for place in places])
     topology = tuner.digest(layout, [place.host for place in places])
     if rank == 0:  # all must choose alike, so one rank's links are everybody's
+<<<<<<< HEAD
         known = tuner.load(tuner.cache_folder(), topology)
         store.set("links", json.dumps(known or {}))
     said = json.loads(store.get("links"))
     links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
+=======
+        known = tuner.load(tuner.cache_folder(), topology) or tuner.TYPICAL
+        store.set("links", json.dumps(asdict(known)))
+    links = Links.from_json(json.loads(store.get("links")))
+    measured = None if links == tuner.TYPICAL else links
+    engine.expect(options.stall_seconds or stall_deadline(measured))
+>>>>>>> main
     aggregated = max(mesh.data, default=0) >= len(places)
     chunk = options.chunk_bytes or CHUNK_BYTES
     chooser = Tuner(layout, links, chunk, corrections, aggregated)

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hmac
-import secrets
 import socket
-import struct
-import sys
-import termios
-import time
-from collections import deque
-from collections.abc import Callable
 from typing import ClassVar
 
+<<<<<<< HEAD
 from pluribus.comm.native.crc32c import crc32c
 from pluribus.comm.transports.base import (
     MAGIC,
@@ -369,6 +361,11 @@ class TcpPath(Path):
 
 def _intact(head: bytes) -> bool:
     return crc32c(head[: _FIELDS.size]) == _CHECK.unpack_from(head, _FIELDS.size)[0]
+=======
+from pluribus.comm.transports.base import Meeting, Path, Transport
+from pluribus.comm.transports.connections import meet
+from pluribus.comm.transports.stream import TcpPath
+>>>>>>> main
 
 
 class Tcp(Transport):
@@ -378,7 +375,7 @@ class Tcp(Transport):
         streams: connections to each peer.
         congestion: congestion control to ask the kernel for, where it has it ("bbr" keeps its
             rate under loss; "" leaves the host's default).
-        checked: whether frames carry a checksum.
+        checked: whether frames carry checksums and are sent again if they come with other bits.
     """
 
     name: ClassVar[str] = "tcp"
@@ -391,7 +388,7 @@ class Tcp(Transport):
     def connect(self, meeting: Meeting) -> dict[int, list[Path]]:
         connections = meet(meeting, self.streams, self._prepare)
         return {
-            peer: [TcpPath(peer, connection, self.checked) for connection in lanes]
+            peer: [TcpPath(peer, connection, self.checked, repeats=True) for connection in lanes]
             for peer, lanes in connections.items()
         }
 
@@ -423,115 +420,3 @@ def usable(congestion: str) -> str:
     with socket.socket() as trial:
         prepare(trial, congestion)
         return trial.getsockopt(socket.IPPROTO_TCP, choose, 16).rstrip(b"\0").decode()
-
-
-def meet(
-    meeting: Meeting,
-    lanes: int,
-    prepare: Callable[[socket.socket], None] = lambda _: None,
-    local: bool = False,
-) -> dict[int, list[socket.socket]]:
-    """Connects to all peers, ``lanes`` times each; every connection shows the token.
-
-    Args:
-        prepare: called with each new connection.
-        local: over Unix sockets, to peers on this host, instead of TCP.
-
-    Raises:
-        PeerGone: a peer did not come in time.
-    """
-    until = time.monotonic() + meeting.timeout
-    found: dict[int, dict[int, socket.socket]] = {peer: {} for peer in meeting.peers}
-    with contextlib.ExitStack() as opened, _listen(meeting, local) as listener:
-        for lanes_of_peer in found.values():
-            opened.callback(_close_all, lanes_of_peer)
-        for peer in meeting.peers:
-            if peer > meeting.rank:
-                continue
-            where = meeting.store.get(f"{peer}").decode()
-            for lane in range(lanes):
-                found[peer][lane] = _call(meeting, peer, where, lane, lanes, until)
-                prepare(found[peer][lane])
-        missing = [peer for peer in meeting.peers if peer > meeting.rank]
-        while any(len(found[peer]) < lanes for peer in missing):
-            listener.settimeout(max(0.001, until - time.monotonic()))
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                late = next(peer for peer in missing if len(found[peer]) < lanes)
-                raise PeerGone(late, f"it did not connect in {meeting.timeout:.0f} s") from None
-            caller = _welcome(meeting, connection, lanes)
-            if caller is None or caller[0] not in missing:
-                connection.close()
-                continue
-            prepare(connection)
-            found[caller[0]][caller[1]] = connection
-        opened.pop_all()
-    return {peer: [known[lane] for lane in range(lanes)] for peer, known in found.items()}
-
-
-def _unacknowledged(connection: socket.socket) -> int:
-    """Bytes that the peer's host does not have yet, and may still get."""
-    try:
-        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
-            return 0
-        left = fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0")
-    except (OSError, AttributeError):  # closed, or a system that cannot tell
-        return 0
-    return int.from_bytes(left, sys.byteorder)
-
-
-def _close_all(connections: dict[int, socket.socket]) -> None:
-    for connection in connections.values():
-        connection.close()
-
-
-def _listen(meeting: Meeting, local: bool) -> socket.socket:
-    if local:
-        name = f"pluribus-{secrets.token_hex(16)}"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(f"\0{name}")  # abstract: no file to leave behind
-        listener.listen(256)
-        where = name
-    else:
-        family = socket.AF_INET6 if ":" in meeting.address else socket.AF_INET
-        listener = socket.create_server((meeting.address, 0), family=family, backlog=256)
-        where = f"{meeting.address} {listener.getsockname()[1]}"
-    meeting.store.set(f"{meeting.rank}", where)
-    return listener
-
-
-def _call(
-    meeting: Meeting, peer: int, where: str, lane: int, lanes: int, until: float
-) -> socket.socket:
-    address, _, port = where.partition(" ")
-    limit = max(0.001, until - time.monotonic())
-    try:
-        if port:
-            connection = socket.create_connection((address, int(port)), limit)
-        else:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(limit)
-            connection.connect(f"\0{address}")
-        token = meeting.token.ljust(32, b"\0")
-        connection.sendall(_HELLO.pack(meeting.rank, meeting.epoch, lane, lanes, token))
-    except OSError as error:
-        raise PeerGone(peer, f"cannot connect to {where}: {error}") from error
-    return connection
-
-
-def _welcome(meeting: Meeting, connection: socket.socket, lanes: int) -> tuple[int, int] | None:
-    """(rank, lane) of a caller that may come in."""
-    connection.settimeout(_HELLO_SECONDS)
-    hello = b""
-    try:
-        while len(hello) < _HELLO.size:
-            more = connection.recv(_HELLO.size - len(hello))
-            if not more:
-                return None
-            hello += more
-    except OSError:
-        return None
-    rank, epoch, lane, their_lanes, token = _HELLO.unpack(hello)
-    known = hmac.compare_digest(token, meeting.token.ljust(32, b"\0"))
-    return (rank, lane) if known and epoch == meeting.epoch and their_lanes == lanes else None
