@@ -31,7 +31,7 @@ _BEFORE_CONFERENCE = 0.7
 # (weight read and written, gradient read and cleared, both fp32 moments read and written), takes
 # the loss in 16 bits (14 bytes per logit, where fp32 moves 25), and has GPT-2's vocabulary without
 # padding. The wait in its sums is fitted on half of its runs; nothing else here is.
-OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.2e-4)
+OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.1e-4)
 _GPT2_VOCABULARY = 50257
 
 # Words of a row that name its program, the first that fits: its own name, or that of the collection
@@ -50,9 +50,14 @@ _THEN, _NOW = 2021.5, 2025.0
 
 # Megatron's kernels were rewritten, and flash attention became the default.
 _REWRITTEN, _FLASH = 2022.5, 2024.0
+# Megatron-LM sums the gradients of inputs under the products of weights
+# (`--no-async-tensor-model-parallel-allreduce` switches it off); forks made before do not.
+_SUMS_OVERLAPPED = 2021.8
 # Gated networks came with Llama; runs in fp16 end with the programs of before the rewriting.
 _GATED = 2023.2
 
+# Programs whose loss is one kernel: 16-bit logits and their gradient are all it keeps.
+_FUSED_LOSS = r"llm-foundry"
 # The compiler takes the loss as well: 16-bit logits and their fp32 gradient are what is left.
 _LOSS_COMPILED = 2025.0
 _COMPILED_LOGIT_BYTES = 6
@@ -125,7 +130,12 @@ def _megatron(program: Software, date: float, precision: str, words: str) -> Sof
             # It sums bf16 gradients in fp32.
             found = replace(found, gradient_sync_bytes=4, accumulate_bytes=10)
         divided = bool(re.search(r"sequence-parallel", words, re.I))
-        found = replace(found, sequence_parallel=divided)
+        given = _given_date(words)
+        overlapped = given is not None and given > _SUMS_OVERLAPPED
+        found = replace(
+            found, sequence_parallel=divided,
+            overlap_backward=overlapped and program != MEGATRON_DEEPSPEED,
+        )  # fmt: skip
     elif date < _FLASH:
         # Flash attention had to be asked for.
         found = replace(MEGATRON, flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION)
@@ -141,7 +151,10 @@ def _megatron(program: Software, date: float, precision: str, words: str) -> Sof
 
 
 def _sharded(date: float, tp: int, words: str) -> Software:
+    """Fully sharded PyTorch of that time, with or without a compiler."""
     program = FSDP
+    if re.search(_FUSED_LOSS, words, re.I):
+        program = replace(program, logit_bytes=4)
     if tp > 1:
         # A loss over a divided vocabulary is taken in steps: shifted logits and exponentials too.
         program = replace(program, loss_copies=2.0)
@@ -150,7 +163,8 @@ def _sharded(date: float, tp: int, words: str) -> Software:
         return replace(program, selective_kept=0.78)
     program = replace(program, eager_passes=1.0)
     if date >= _LOSS_COMPILED:
-        program = replace(program, logit_bytes=_COMPILED_LOGIT_BYTES)
+        fewer = min(program.logit_bytes, _COMPILED_LOGIT_BYTES)
+        program = replace(program, logit_bytes=fewer)
     return program
 
 

@@ -19,6 +19,7 @@ from pluribus.comm.devices.copies import Staging
 from pluribus.comm.devices.island import Island
 from pluribus.comm.devices.registry import Devices
 from pluribus.comm.engine import Engine
+from pluribus.comm.health import stall_deadline
 from pluribus.comm.meeting import Place
 from pluribus.comm.options import Options
 from pluribus.comm.tuner import Tuner
@@ -99,6 +100,8 @@ def join(
         known = tuner.load(tuner.cache_folder(), topology) or tuner.TYPICAL
         store.set("links", json.dumps(asdict(known)))
     links = Links.from_json(json.loads(store.get("links")))
+    measured = None if links == tuner.TYPICAL else links
+    engine.expect(options.stall_seconds or stall_deadline(measured))
     aggregated = max(mesh.data, default=0) >= len(places)
     chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)

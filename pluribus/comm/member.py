@@ -16,6 +16,7 @@ from pluribus.comm.costs import Links
 from pluribus.comm.devices.base import Library
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import CollectiveError, PeerDied
+from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
 from pluribus.comm.options import Options
 from pluribus.comm.transports.base import TransportError
@@ -55,7 +56,7 @@ class Member(dist.ProcessGroup):
         self._group_name = self._group_desc = ""
         self._address = options.address or meeting.own_address(store)
         self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
-        self._engine = Engine(options.stall_seconds, self._name)
+        self._engine = Engine(self._name)
         self._chips = Chips(options, self._engine)
         self._connect(0)
 
@@ -79,6 +80,7 @@ class Member(dist.ProcessGroup):
         Rank 0 keeps the figures for later groups on the same hosts.
         """
         links = tuner.probe(self, self.layout)
+        self._engine.expect(self.options.stall_seconds or stall_deadline(links))
         if self._rank == 0:
             tuner.save(links, tuner.cache_folder(), self._topology)
         chunk = self.options.chunk_bytes or CHUNK_BYTES

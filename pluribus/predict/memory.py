@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pluribus.core.units import GIB
+from pluribus.core.units import DTYPE_BYTES, GIB
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.feed_forward import DenseFeedForward
@@ -53,6 +53,8 @@ class StateBytes:
 
     @classmethod
     def of(cls, software: Software, precision: str) -> StateBytes:
+        if software.frozen:  # adapters' own share is under a hundredth
+            return cls(DTYPE_BYTES["fp32" if precision == "fp32" else "bf16"], 0, 0)
         if precision == "fp32":  # no 16-bit copy, no other master
             return cls(4, 4, 8)
         return cls(software.weight_bytes, software.gradient_bytes, software.optimizer_bytes)
