@@ -1,10 +1,13 @@
-"""Collectives against gloo: over shaped links between two centres, on one host, after a death.
+"""Collectives against gloo: between centres, over a WAN, in a star, on one host, after a death.
 
-    python bench/comm.py [--rates 1000 100] [--sizes 1 16] [--repeats 5] [--json FILE]
+    python bench/comm.py [--cases host death centres wan star] [--only WHO ...] [--rates 1000 100]
+                         [--losses 0.1 1] [--sizes 1 16] [--repeats 5] [--json FILE]
 
-Two network namespaces are two centres of two ranks each, joined by a veth pair that `tc tbf`
-shapes in both directions. Bytes on the wire are the kernel's counters of that link: exact on a
-noisy machine. Needs root and `ip`; without them the shaped cases are skipped, and it says so.
+Two network namespaces are two centres of two ranks each. Their link is a veth pair that `tc tbf`
+shapes (`centres`), or a TUN pair through `wan.py`: 100 Mbit/s, 40 ms round trip, random loss
+(`wan`). In the star four namespaces of one rank each hang on a bridge, beside which the aggregator
+runs. Bytes on the wire are the kernel's counters: exact on a noisy machine. Links need root, `ip`
+and `tc`, OpenMPI needs `mpirun` and mpi4py; it says what it skips.
 """
 
 from __future__ import annotations
@@ -12,115 +15,145 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-import torch.distributed as dist
+import links
+import wan
+from links import CENTRES, HUB, HUB_ADDRESS, inside
 
 ROOT = Path(__file__).resolve().parents[1]
-CENTRES = ("plca", "plcb")
-ADDRESSES = ("10.231.77.1", "10.231.77.2")
+RANK = str(Path(__file__).with_name("comm_rank.py"))
 MIB = 2**20
 LIMIT = 300.0
-
-# name → (backend, centre of each rank, options)
-RIVALS: dict[str, tuple[str, str, dict[str, str]]] = {
-    "gloo, good rank order": ("gloo", "aabb", {}),
-    "gloo, interleaved ranks": ("gloo", "abab", {}),
-    "pluribus fp32": ("pluribus", "abab", {}),
-    "pluribus bf16 hop": ("pluribus", "abab", {"CODEC": "bf16"}),
-    "pluribus int8+EF hop": ("pluribus", "abab", {"CODEC": "int8"}),
-}
+WAN_LIMIT = 40.0  # gloo over cubic does not end
+WAN_MBIT, WAN_DELAY = 100, 0.02
+STAR_HOSTS, STAR_MBIT = 4, 1000
 
 
-def worker(given: dict[str, Any]) -> None:
-    """One rank: times every size and prints a line of JSON."""
-    rank, size = given["rank"], given["size"]
-    torch.set_num_threads(1)
-    if given["backend"] == "pluribus":
-        import pluribus.comm.backend  # noqa: F401
-    store = dist.TCPStore(given["address"], given["port"], size, rank == 0)
-    dist.init_process_group(given["backend"], store=store, rank=rank, world_size=size)
-    results = {}
-    for num_bytes in given["sizes"]:
-        x = torch.randn(num_bytes // 4)
-        dist.all_reduce(x.clone())
-        seconds, wire, processor = [], [], time.process_time()
-        for _ in range(given["repeats"]):
-            y = x.clone()
-            dist.barrier()
-            before, start = _sent(), time.perf_counter()
-            dist.all_reduce(y)
-            seconds.append(time.perf_counter() - start)
-            dist.barrier()
-            wire.append(_sent() - before)
-        processor = (time.process_time() - processor) / given["repeats"]
-        results[num_bytes] = (statistics.median(seconds), min(wire) / num_bytes, processor)
-    if given.get("kill"):
-        results = {"after_death": _after_death(rank, size)}
-    print(json.dumps({"rank": rank, "results": results}), flush=True)
-    if not given.get("kill"):
-        dist.barrier()
-    os._exit(0)
+class Rival(NamedTuple):
+    """Who: a backend, each rank's namespace by letter, options, and the namespaces' TCP."""
+
+    name: str
+    backend: str
+    places: str
+    options: Mapping[str, str] = {}
+    congestion: str = ""
 
 
-def _after_death(rank: int, size: int) -> float:
-    """Seconds from a SIGKILL of the last rank to the end of the next 16 MiB all-reduce."""
-    x = torch.ones(4 * MIB)
-    if rank == size - 1:
-        dist.all_reduce(x)
-        dist.distributed_c10d._get_default_store().set("died", str(time.time()))
-        os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        while True:
-            dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    except RuntimeError:
-        dist.group.WORLD.reconfigure(list(range(size - 1)), 1)
-    dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    ended = time.time()
-    if rank:
-        os._exit(0)
-    return ended - float(dist.distributed_c10d._get_default_store().get("died"))
+BETWEEN_CENTRES = (
+    Rival("gloo, good rank order", "gloo", "aabb"),
+    Rival("gloo, interleaved ranks", "gloo", "abab"),
+    Rival("pluribus fp32", "pluribus", "abab"),
+    Rival("pluribus bf16 hop", "pluribus", "abab", {"CODEC": "bf16"}),
+    Rival("pluribus int8+EF hop", "pluribus", "abab", {"CODEC": "int8"}),
+)
+OVER_WAN = (
+    Rival("gloo, cubic", "gloo", "aabb", {}, "cubic"),
+    Rival("gloo, bbr", "gloo", "aabb", {}, "bbr"),
+    Rival("pluribus tcp fp32", "pluribus", "abab", {"TRANSPORT": "tcp"}),
+    Rival("pluribus udp fp32", "pluribus", "abab", {"TRANSPORT": "udp"}),
+    Rival("pluribus tcp int8+EF", "pluribus", "abab", {"TRANSPORT": "tcp", "CODEC": "int8"}),
+    Rival("pluribus udp int8+EF", "pluribus", "abab", {"TRANSPORT": "udp", "CODEC": "int8"}),
+    Rival("pluribus int8+EF, cubic, tcp", "pluribus", "abab",
+          {"TRANSPORT": "tcp", "CONGESTION": "cubic", "CODEC": "int8"}),
+    Rival("pluribus int8+EF, cubic, auto", "pluribus", "abab",
+          {"TRANSPORT": "auto", "CONGESTION": "cubic", "CODEC": "int8"}),
+    Rival("pluribus udp int8+EF, FEC 16", "pluribus", "abab",
+          {"TRANSPORT": "udp", "CODEC": "int8", "FEC": "16"}),
+)  # fmt: skip
+IN_STAR = (
+    Rival("gloo (ring)", "gloo", "abcd"),
+    Rival("pluribus ring", "pluribus", "abcd", {"ALGORITHM": "ring"}),
+    Rival("pluribus direct", "pluribus", "abcd", {"ALGORITHM": "direct"}),
+    Rival("pluribus aggregator", "pluribus", "abcd",
+          {"ALGORITHM": "aggregator", "AGGREGATOR": f"{HUB_ADDRESS}:29577"}),
+)  # fmt: skip
 
 
-def _sent() -> int:
-    """Bytes sent over this centre's link."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip().startswith("plc"):
-            return int(counters.split()[8])
-    return 0
+class Bench:
+    """What the command line asks for, and the rows found so far."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.sizes = [round(size * MIB) for size in given.sizes]
+        self.repeats = given.repeats
+        self.only = given.only
+        self.rows: list[dict[str, Any]] = []
+        self._port = 29_600
+
+    def wanted(self, rivals: Sequence[Rival]) -> Iterator[Rival]:
+        for rival in rivals:
+            if not self.only or any(part in rival.name for part in self.only):
+                yield rival
+
+    def measure(
+        self, case: str, rival: Rival, address: str, namespaces: Mapping[str, tuple[str, str]],
+        mbit: float = 0.0, limit: float = LIMIT, **more: Any,
+    ) -> None:  # fmt: skip
+        """Runs all ranks and keeps a row per size.
+
+        Args:
+            address: of the store, on rank 0's host.
+            namespaces: letter of a place → its namespace and network device.
+        """
+        self._port += 1
+        ranks = [
+            {"rank": rank, "size": len(rival.places), "backend": rival.backend, "sizes": self.sizes,
+             "address": address, "port": self._port, "repeats": self.repeats} | more
+            for rank in range(len(rival.places))
+        ]  # fmt: skip
+        found = start(ranks, [namespaces.get(p) for p in rival.places], rival.options, limit)
+        if found is None:
+            self.keep(case, rival.name, max(self.sizes), limit, note="not done in")
+        for num_bytes, (seconds, wire, processor) in (found or {}).items():
+            bound = int(num_bytes) * 8e-6 / mbit if mbit else 0.0
+            self.keep(case, rival.name, int(num_bytes), seconds, wire, processor, bound)
+
+    def keep(
+        self, case: str, who: str, num_bytes: int, seconds: float, wire: float = 0.0,
+        processor: float = 0.0, bound: float = 0.0, note: str = "",
+    ) -> None:  # fmt: skip
+        row = {"case": case, "who": who, "mib": num_bytes / MIB, "ms": 1e3 * seconds,
+               "wire": wire, "cpu_ms": 1e3 * processor, "note": note,
+               "of_bound": seconds / bound if bound else 0.0}  # fmt: skip
+        self.rows.append(row)
+        line = f"{case:32}{who:30}{row['mib']:9.3f} MiB {note} {row['ms']:10.2f} ms"
+        if processor:
+            line += f"  cpu {row['cpu_ms']:8.2f} ms"
+        if wire:
+            line += f"  wire {wire:5.2f} S"
+        if bound:
+            line += f"  {row['of_bound']:5.2f} × S at the link's rate"
+        print(line, flush=True)
 
 
-def start(ranks: list[dict[str, Any]], centres: str | None, environment: dict[str, str]) -> dict:
-    """Runs the ranks; returns rank 0's results."""
+def start(
+    ranks: list[dict[str, Any]], places: Sequence[tuple[str, str] | None],
+    options: Mapping[str, str], limit: float,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Runs the ranks; rank 0's results, or None if they are not done in time."""
     processes = []
-    for given in ranks:
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(given)]
-        if centres is not None:
-            name = CENTRES["ab".index(centres[given["rank"]])]
-            command = ["ip", "netns", "exec", name, *command]
-            interface = f"{name}0"
-        else:
-            interface = "lo"
-        more = {f"PLURIBUS_COMM_{key}": value for key, value in environment.items()}
+    for given, place in zip(ranks, places, strict=True):
+        command = [sys.executable, RANK, json.dumps(given)]
+        if place is not None:
+            command = inside(place[0], *command)
+        more = {f"PLURIBUS_COMM_{key}": value for key, value in options.items()}
+        more["GLOO_SOCKET_IFNAME"] = "lo" if place is None else place[1]
+        more |= {"PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
         processes.append(
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, text=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": interface,
-                                  "TORCH_CPP_LOG_LEVEL": "ERROR"} | more,
-            )
-        )  # fmt: skip
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | more)
+        )
     try:
-        said, _ = processes[0].communicate(timeout=LIMIT)
-        return json.loads(said)["results"]
+        said, _ = processes[0].communicate(timeout=limit)
+        return json.loads(said)
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        return None
     finally:
         for process in processes:
             try:
@@ -130,121 +163,108 @@ def start(ranks: list[dict[str, Any]], centres: str | None, environment: dict[st
             process.wait()
 
 
-def run(*arguments: str) -> None:
-    subprocess.run(arguments, check=True, capture_output=True)
-
-
-class Centres:
-    """Two namespaces and the link between them; removed on the way out."""
-
-    def __enter__(self) -> Centres:
-        self.__exit__()
-        for name in CENTRES:
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        a, b = CENTRES
-        run("ip", "link", "add", f"{a}0", "netns", a, "type", "veth", "peer", f"{b}0", "netns", b)
-        for name, address in zip(CENTRES, ADDRESSES, strict=True):
-            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", f"{name}0")
-            run("ip", "-n", name, "link", "set", f"{name}0", "up")
-        return self
-
-    def shape(self, mbit: int) -> None:
-        for name in CENTRES:
-            run("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", f"{name}0", "root",
-                "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "50ms")  # fmt: skip
-
-    def __exit__(self, *_: object) -> None:
-        for name in CENTRES:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-
-
-def shaped(rates: list[int], sizes: list[int], repeats: int) -> list[dict[str, Any]]:
-    rows = []
-    with Centres() as centres:
-        port = 29_600
+def between_centres(bench: Bench, rates: Sequence[int]) -> None:
+    places = {letter: (name, f"{name}0") for letter, name in zip("ab", CENTRES, strict=True)}
+    with links.Centres() as centres:
         for rate in rates:
             centres.shape(rate)
-            for name, (backend, places, options) in RIVALS.items():
-                port += 1
-                # Rank 0 hosts the store and sits in the first centre.
-                ranks = [
-                    {"rank": rank, "size": 4, "backend": backend, "address": ADDRESSES[0],
-                     "port": port, "sizes": sizes, "repeats": repeats}
-                    for rank in range(4)
-                ]  # fmt: skip
-                for num_bytes, (seconds, wire, processor) in start(ranks, places, options).items():
-                    bound = int(num_bytes) / (rate * 1e6 / 8)
-                    rows.append({
-                        "case": f"{rate} Mbit/s", "who": name, "mib": int(num_bytes) / MIB,
-                        "ms": 1e3 * seconds, "wire": wire, "cpu_ms": 1e3 * processor,
-                        "of_bound": seconds / bound,
-                    })  # fmt: skip
-                    show(rows[-1])
-    return rows
+            for rival in bench.wanted(BETWEEN_CENTRES):
+                bench.measure(f"{rate} Mbit/s", rival, links.ADDRESSES[0], places, rate)
 
 
-def on_one_host(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
-    rows = []
-    for number, backend in enumerate(("gloo", "pluribus", "gloo", "pluribus")):
-        ranks = [
-            {"rank": rank, "size": 4, "backend": backend, "address": "127.0.0.1",
-             "port": 29_700 + number, "sizes": [1024, *sizes], "repeats": repeats}
-            for rank in range(4)
-        ]  # fmt: skip
-        for num_bytes, (seconds, _, processor) in start(ranks, None, {}).items():
-            rows.append({"case": "one host", "who": backend, "mib": int(num_bytes) / MIB,
-                         "ms": 1e3 * seconds, "wire": 0.0, "cpu_ms": 1e3 * processor,
-                         "of_bound": 0.0})  # fmt: skip
-            show(rows[-1])
-    return rows
+def over_wan(bench: Bench, losses: Sequence[float]) -> None:
+    places = {letter: (name, f"{name}w") for letter, name in zip("ab", CENTRES, strict=True)}
+    for loss in losses:
+        for rival in bench.wanted(OVER_WAN):
+            if rival.congestion not in ("", *links.congestion_controls()):
+                print(f"skipped: {rival.name} (this kernel has none)")
+                continue
+            with links.Wan(WAN_MBIT, WAN_DELAY, loss / 100, rival.congestion):
+                case = f"{WAN_MBIT} Mbit/s, {2e3 * WAN_DELAY:.0f} ms, {loss:g} % loss"
+                # gloo over cubic takes long: its first all-reduce is all there is time for.
+                more = {"warm": 0, "repeats": 1} if rival.congestion == "cubic" else {}
+                bench.measure(case, rival, wan.ADDRESSES[0], places, WAN_MBIT, WAN_LIMIT, **more)
 
 
-def after_death(times: int) -> list[dict[str, Any]]:
-    rows = []
+def in_star(bench: Bench) -> None:
+    with links.Star(STAR_HOSTS, STAR_MBIT) as star:
+        places = {p: (h, f"{h}0") for p, h in zip("abcd", star.hosts, strict=True)}
+        for rival in bench.wanted(IN_STAR):
+            serving = None
+            if "AGGREGATOR" in rival.options:
+                serving = _aggregator(rival.options["AGGREGATOR"])
+            try:
+                case = f"star, {STAR_HOSTS} hosts, {STAR_MBIT} Mbit/s"
+                bench.measure(case, rival, star.addresses[0], places, STAR_MBIT)
+            finally:
+                if serving is not None:
+                    serving.kill()
+                    serving.wait()
+
+
+def _aggregator(where: str) -> subprocess.Popen[bytes]:
+    host, _, port = where.partition(":")
+    script = f"""
+import threading
+from pluribus.comm.aggregator import Aggregator
+Aggregator({host!r}, {port}, "bench").serve(threading.Event())
+"""
+    os.environ["PLURIBUS_COMM_AGGREGATOR_TOKEN"] = "bench"
+    serving = subprocess.Popen(
+        inside(HUB, sys.executable, "-c", script), env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    time.sleep(1.0)
+    return serving
+
+
+def on_one_host(bench: Bench) -> None:
+    rivals = [Rival("gloo", "gloo", "aaaa"), Rival("pluribus", "pluribus", "aaaa")]
+    bench.sizes = [1024, *bench.sizes]
+    for rival in [*rivals, *rivals]:
+        if not bench.only or rival.name in bench.only:
+            bench.measure("one host", rival, "127.0.0.1", {})
+    bench.sizes = bench.sizes[1:]
+
+
+def after_death(bench: Bench, times: int) -> None:
     for number in range(times):
         ranks = [
             {"rank": rank, "size": 4, "backend": "pluribus", "address": "127.0.0.1",
              "port": 29_800 + number, "sizes": [], "repeats": 1, "kill": True}
             for rank in range(4)
         ]  # fmt: skip
-        seconds = start(ranks, None, {})["after_death"]
-        rows.append({"case": "SIGKILL → next all-reduce done", "who": "pluribus", "mib": 16.0,
-                     "ms": 1e3 * seconds, "wire": 0.0, "cpu_ms": 0.0, "of_bound": 0.0})  # fmt: skip
-        show(rows[-1])
-    return rows
-
-
-def show(row: dict[str, Any]) -> None:
-    line = f"{row['case']:32}{row['who']:26}{row['mib']:9.3f} MiB {row['ms']:10.2f} ms"
-    if row["cpu_ms"]:
-        line += f"  cpu {row['cpu_ms']:8.2f} ms"
-    if row["wire"]:
-        line += f"  wire {row['wire']:5.2f} S  {row['of_bound']:5.2f} × S at the link's rate"
-    print(line, flush=True)
+        found = start(ranks, [None] * 4, {}, LIMIT)
+        seconds = LIMIT if found is None else found["after_death"]
+        bench.keep("SIGKILL → next all-reduce done", "pluribus", 16 * MIB, seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    cases = ("host", "death", "centres", "wan", "star", "mpi")
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases)
+    parser.add_argument("--only", nargs="+", help="parts of the rivals' names")
     parser.add_argument("--rates", type=int, nargs="*", default=[1000, 100], help="Mbit/s")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16], help="MiB")
+    parser.add_argument("--losses", type=float, nargs="*", default=[0.1, 1.0], help="per cent")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1, 16], help="MiB")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    if given.worker:
-        worker(json.loads(given.worker))
-        return
-    sizes = [size * MIB for size in given.sizes]
-    rows = on_one_host(sizes, given.repeats)
-    rows += after_death(5)
-    if os.geteuid() == 0 and shutil.which("ip") and shutil.which("tc"):
-        rows += shaped(given.rates, sizes, given.repeats)
+    bench = Bench(given)
+    if "host" in given.cases:
+        on_one_host(bench)
+    if "death" in given.cases:
+        after_death(bench, 5)
+    if links.possible():
+        if "centres" in given.cases:
+            between_centres(bench, given.rates)
+        if "wan" in given.cases:
+            over_wan(bench, given.losses)
+        if "star" in given.cases:
+            in_star(bench)
     else:
-        print("skipped: links between centres (they need root, ip and tc)")
-    print("skipped: OpenMPI (no mpi4py), lossy links, aggregator, NCCL: not part of this bench yet")
+        print("skipped: links between centres, WAN, star (they need root, ip and tc)")
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1))
+        given.json.write_text(json.dumps(bench.rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from pluribus.hardware.cluster import Cluster
 from pluribus.hardware.pool import Pool
 from pluribus.plan.placement import place, unplaced
 from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
-from pluribus.predict.compute import optimizer_seconds
 from pluribus.predict.memory import GRADIENT_BYTES, stage_memory
 from pluribus.predict.predict import forecast
 from pluribus.predict.setting import Setting
+from pluribus.predict.update import optimizer_seconds
 from pluribus.spec.plan import Pipeline, Plan, Stage
 
 Way = tuple[str, int]  # a stage's pool and tensor-parallel degree

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from published_programs import by_driver
 from published_rows import Row, UnusableError, parse_row, read_rows
 
 from pluribus.core.errors import PlanError, PluribusError
@@ -63,6 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 <= options.calibrate <= 8:
         parser.error("--calibrate takes 0 to 8 rows")
+    if missing := [str(path) for path in options.data if not path.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}")
     rows, skipped = load(options.data)
     start = time.perf_counter()
     terms, kept = [], []
@@ -225,6 +228,8 @@ def summarise(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> list[di
     for record in records:
         groups[rows[record["row"]].group].append(record)
     lines = [{"source": name, **_line(rows, group)} for name, group in groups.items()]
+    if not lines:
+        return []
     return [
         *lines,
         {"source": "all rows", **_line(rows, records)},
@@ -268,10 +273,12 @@ def _ranking(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> dict[str
 
 
 def memory(rows: Sequence[Row], terms: Sequence[Terms | PlannedRow]) -> list[dict[str, Any]]:
-    """Peak bytes against published GiB by source, and whether runs that ran out were foreseen."""
+    """Peak bytes against published GiB by source, and whether runs that ran out were foreseen: of
+    all runs said to be too large some were, and of all that ran out some were said to be. A run
+    with a time or a peak did fit. Runs that leave out what decides it do not count."""
     groups = defaultdict(list)
     for row, term in zip(rows, terms, strict=True):
-        if row.memory_gb is not None:
+        if row.memory_gb is not None or row.seconds:
             groups[row.group].append((row, term))
     lines = []
     outcomes: Counter[tuple[bool, bool]] = Counter()
@@ -290,9 +297,11 @@ def memory(rows: Sequence[Row], terms: Sequence[Terms | PlannedRow]) -> list[dic
                     row.software,
                 )
             )
-            outcomes[not found.fits, math.isinf(row.memory_gb)] += 1
-            if math.isfinite(row.memory_gb):
-                errors.append(found.tensors / GIB / row.memory_gb - 1)
+            if row.room_known:
+                outcomes[not found.fits, row.memory_gb == math.inf] += 1
+            if row.memory_gb is not None and math.isfinite(row.memory_gb):
+                held = found.total if by_driver(row.software) else found.tensors
+                errors.append(held / GIB / row.memory_gb - 1)
         if errors:
             lines.append({
                 "source": name, "rows": len(errors), "bias": statistics.fmean(errors),
@@ -302,7 +311,7 @@ def memory(rows: Sequence[Row], terms: Sequence[Terms | PlannedRow]) -> list[dic
     hits = outcomes[True, True]
     said, real = hits + outcomes[True, False], hits + outcomes[False, True]
     lines.append({
-        "source": "out of memory", "rows": real, "foreseen": said,
+        "source": "out of memory", "rows": real, "foreseen": said, "of": outcomes.total(),
         "precision": hits / said if said else None, "recall": hits / real if real else None,
     })  # fmt: skip
     return lines
@@ -321,7 +330,7 @@ def show(
     for line in report["memory"]:
         cells = (f"{k} {100 * line[k]:.1f}%" for k in ("mape", "median", "bias", "precision",
                  "recall") if line.get(k) is not None)  # fmt: skip
-        foreseen = f"foreseen {line['foreseen']}  " if "foreseen" in line else ""
+        foreseen = f"foreseen {line['foreseen']} of {line['of']}  " if "of" in line else ""
         print(f"  {line['source'][:47]:<48}{line['rows']:>5}  {foreseen}" + "  ".join(cells))
     if every:
         for r in records:

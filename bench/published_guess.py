@@ -54,6 +54,14 @@ def likely_layout(
     return chosen, flags
 
 
+def least_layout(layout: Layout, unknown: Iterable[str]) -> tuple[Layout, list[str]]:
+    """The same for a run that ran out of memory: nothing says what it needed, so what is unknown
+    is what programs start from."""
+    flags = [f"no {name.replace('_', '-')} given, taken as the least" for name in unknown]
+    least = {"zero": 0, "micro_batch": 1}
+    return replace(layout, **{name: least[name] for name in unknown}), flags
+
+
 def _candidates(layout: Layout, unknown: set[str]) -> Iterator[Layout]:
     each_replica = max(1, layout.global_batch // layout.dp)
     # At least as many micro-batches as stages: fewer leave some of them idle all the time.

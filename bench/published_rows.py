@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from published_guess import likely_layout
-from published_programs import program_of, told
+from published_guess import least_layout, likely_layout
+from published_memory import ran_out
+from published_programs import program_of, recomputes, told, vocabulary_of
 
 from pluribus.core.errors import PluribusError
 from pluribus.hardware.catalogue import load_catalogue
@@ -66,8 +67,9 @@ _SYSTEMS = {
 }  # fmt: skip
 
 _PRECISIONS = (
-    ("fp8", "fp8"), ("float8", "fp8"), ("fp4", "fp8"), ("bf16", "bf16"), ("fp16", "fp16"),
-    ("fp32", "fp32"), ("tf32", "fp32"),
+    ("fp8", "fp8"), ("float8", "fp8"), ("e4m3", "fp8"), ("fp4", "fp8"), ("bf16", "bf16"),
+    ("bfloat16", "bf16"), ("fp16", "fp16"), ("float16", "fp16"), ("half", "fp16"),
+    ("fp32", "fp32"), ("float32", "fp32"), ("tf32", "fp32"),
 )  # fmt: skip
 
 # The zero-bubble paper's names beside the usual ones.
@@ -77,8 +79,6 @@ _SCHEDULES: tuple[tuple[str, ScheduleName], ...] = (
 )  # fmt: skip
 
 _MOST_LAYERS = 2000
-
-_RAN_OUT = re.compile(r"\bOOM\b|out of memory", re.I)
 
 
 class UnusableError(Exception):
@@ -94,6 +94,8 @@ class Row:
         cluster: rows that may calibrate one another.
         seconds: None where only memory is known.
         memory_gb: peak of a chip as published, infinite where it ran out.
+        room_known: whether it says all that decides whether it fits: recompute, and a chip's
+            memory without a question mark.
         flags: why it may be wrong or only nearly what we predict.
     """
 
@@ -107,13 +109,18 @@ class Row:
     software: Software
     seconds: float | None
     memory_gb: float | None
+    room_known: bool
     flags: tuple[str, ...]
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows as strings, with the name of their file."""
+    """The rows as strings, with the name of their file; cells beyond the header under ""."""
+    name = Path(path).stem
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        return [{**row, "file": Path(path).stem} for row in csv.DictReader(file)]
+        return [
+            {**{(key or "").strip().lower(): cell for key, cell in row.items()}, "file": name}
+            for row in csv.DictReader(file)
+        ]
 
 
 def parse_row(row: Mapping[str, str]) -> Row:
@@ -135,11 +142,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
     found = {"tp": tp, "pp": pp, "dp": dp, "n_gpu": chips, "seq": sequence, "global_batch": batch}
     if missing := [name for name, value in found.items() if value is None]:
         raise UnusableError(f"no {', '.join(missing)}")
-    seconds, memory = _number(row, "iter_time_s"), _number(row, "peak_mem_gb")
-    # A note may speak of another run's end; a row with a time of its own did not run out.
-    said = ("peak_mem_gb", "iter_time_s") if seconds else ("peak_mem_gb", "iter_time_s", "note")
-    out = bool(_RAN_OUT.search(" ".join(row.get(k) or "" for k in said)))
-    if seconds is None and not out and (rate := _number(row, "tokens_per_s")):
+    seconds, memory = _seconds(row, flags), _number(row, "peak_mem_gb")
+    rate = _number(row, "tokens_per_s")
+    out = ran_out(row, flags, timed=bool(seconds or rate))
+    if seconds is None and not out and rate:
         seconds = batch * sequence / rate
         flags.append("time taken from tokens/s")
     if seconds is None and memory is None and not out:
@@ -149,12 +155,21 @@ def parse_row(row: Mapping[str, str]) -> Row:
     elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
     schedule, virtual = _schedule(row, pp, words, flags)
-    recompute = re.match(r"none|selective|full", row.get("recompute") or "")
+    given = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
+    recompute = given[1].lower() if given else "none"
+    if given is None:
+        flags.append("no recompute given, taken as none")
+    if recompute != "none" and not recomputes(row):
+        flags.append("its program does not recompute, whatever the row says")
+        recompute = "none"
+    unsure = "?" in (row.get("gpu") or "")
+    if unsure:
+        flags.append("chip given with a question mark")
     micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
         tp=tp, pp=pp, dp=dp, cp=cp, ep=_whole(row, "ep") or 1,
         virtual_stages=virtual, zero=min(zero or 0, 3), micro_batch=micro or 1,
-        global_batch=batch, recompute=recompute.group() if recompute else "none",
+        global_batch=batch, recompute=recompute,
         schedule=schedule,
     )  # fmt: skip
     if layout.num_chips != chips:
@@ -167,24 +182,27 @@ def parse_row(row: Mapping[str, str]) -> Row:
     if pp > len(model.layers) - 2:
         raise UnusableError(f"{pp} stages of {len(model.layers) - 2} blocks")
     pool = _pool(row.get("gpu") or "", chips)
-    precision = (row.get("precision") or "bf16").lower()
-    if "fp4" in precision:
+    precision = _precision(row, words, flags)
+    if "fp4" in (row.get("precision") or "").lower():
         flags.append("4-bit, predicted as 8-bit at twice the rate")
         if pool.chip.supports("fp8"):
             doubled = {"fp8": 2 * pool.chip.matmul_flops("fp8") / 1e12}
             pool = replace(
                 pool, chip=replace(pool.chip, measured_tflops=doubled | _wide(pool.chip))
             )
-    precision = next((kind for word, kind in _PRECISIONS if word in precision), "bf16")
-    if precision == "bf16" and re.search(r"float8", words):
-        precision = "fp8"
     if not pool.chip.supports(precision):
         raise UnusableError(f"no known {precision} rate of {pool.chip.key}")
-    software = program_of(row, precision, sharded=layout.zero >= 3)
+    software = program_of(
+        row, precision, sharded=layout.zero >= 3, gated=model.config["model_type"] != "gpt2",
+        tp=tp, flags=flags,
+    )  # fmt: skip
     unknown = [k for k, v in (("micro_batch", micro), ("zero", zero if dp > 1 else 0)) if v is None]
     if unknown:
         run = (sequence, precision, software)
-        layout, guessed = likely_layout(layout, model, pool, run, unknown, None if out else memory)
+        if out:
+            layout, guessed = least_layout(layout, unknown)
+        else:
+            layout, guessed = likely_layout(layout, model, pool, run, unknown, memory)
         flags += guessed
     group = f"{row.get('source') or '?'} [{row['file']}]"
     return Row(
@@ -198,12 +216,33 @@ def parse_row(row: Mapping[str, str]) -> Row:
         software=software,
         seconds=None if out else seconds,
         memory_gb=math.inf if out else memory,
+        room_known=recompute is not None and not unsure,
         flags=tuple(flags),
     )
 
 
 def _wide(chip: Chip) -> dict[str, float]:
     return {k: v for k, v in chip.measured_tflops.items() if k != "fp8"}
+
+
+def _precision(row: Mapping[str, str], words: str, flags: list[str]) -> str:
+    """The arithmetic of a row's products."""
+    said = (row.get("precision") or "").lower()
+    found = next((kind for word, kind in _PRECISIONS if word in said), None)
+    if found is None:
+        flags.append(f"precision '{said}' unknown, taken as bf16" if said.strip()
+                     else "no precision given, taken as bf16")  # fmt: skip
+        found = "bf16"
+    return "fp8" if found == "bf16" and "float8" in words else found
+
+
+def _seconds(row: Mapping[str, str], flags: list[str]) -> float | None:
+    """Of one step; a cell may name another unit."""
+    seconds = _number(row, "iter_time_s")
+    if seconds and re.search(r"\d\s*ms\b", row.get("iter_time_s") or "", re.I):
+        flags.append("time given in milliseconds")
+        return seconds / 1000
+    return seconds
 
 
 def _number(row: Mapping[str, str], key: str) -> float | None:
@@ -240,6 +279,8 @@ def _schedule(
 
 def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
     layers, hidden = _whole(row, "layers"), _whole(row, "hidden")
+    if layers and layers > _MOST_LAYERS:
+        raise UnusableError(f"{layers} layers")
     for pattern, config in _NAMED.items():
         if re.search(pattern, row.get("model") or "", re.I):
             depth = {"num_hidden_layers": layers} if layers else {}
@@ -247,15 +288,13 @@ def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
                 dense = config["first_k_dense_replace"] * layers / config["num_hidden_layers"]
                 depth["first_k_dense_replace"] = max(1, round(dense))
             return _build(tuple({**config, **depth}.items()))
-    vocab = _whole(row, "vocab") or 51200
+    vocab = _whole(row, "vocab") or vocabulary_of(row, tp)
     size = re.search(r"(\d+(?:\.\d+)?)\s*B\b", row.get("model") or "", re.I)
     if layers is None and hidden and size:
         layers = round((float(size[1]) * 1e9 - vocab * hidden) / (12 * hidden**2))
         flags.append("no layers given, taken from the size in the model's name")
-    if not hidden or not layers or layers < 1:
+    if not hidden or not layers or not 1 <= layers <= _MOST_LAYERS:
         raise UnusableError("no layers or hidden, and not a model known by name")
-    if layers > _MOST_LAYERS:
-        raise UnusableError(f"{layers} layers")
     heads = _whole(row, "heads")
     if heads is None:
         fitting = [n for n in range(tp, hidden + 1, tp) if hidden % n == 0]

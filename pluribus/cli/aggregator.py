@@ -11,9 +11,8 @@ from pluribus.core.errors import MissingFileError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ranks", type=int, required=True, help="how many ranks it sums")
     parser.add_argument("--host", default="127.0.0.1", help="IP address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=29600, help="UDP port (29600; 0: any)")
+    parser.add_argument("--port", type=int, default=29600, help="TCP port (29600; 0: any)")
     parser.add_argument("--token-file", help="file with the ranks' token; needed beyond loopback")
 
 
@@ -26,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not path.is_file():
             raise MissingFileError("no such file", where=str(path), do="Name the token's file.")
         token = path.read_text().strip()
-    aggregator = Aggregator(arguments.ranks, arguments.host, arguments.port, token)
+    aggregator = Aggregator(arguments.host, arguments.port, token)
     host, port = aggregator.address
-    console.print(f"summing for {arguments.ranks} ranks on {host} port {port} (UDP)")
+    console.print(f"summing; ranks find it by PLURIBUS_COMM_AGGREGATOR={host}:{port}")
     aggregator.serve(threading.Event())
     return 0

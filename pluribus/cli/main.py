@@ -53,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pluribus: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if error.name not in _TRAIN_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in _TRAIN_PACKAGES:
             raise
         print(
-            f"pluribus: this command needs {error.name}, which is not installed\n"
+            f"pluribus: this command needs {package}, which is not installed\n"
             '  pip install "pluribus[train]"',
             file=sys.stderr,
         )

@@ -16,16 +16,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="of the run (runs/NAME-OF-THE-PLAN'S-FOLDER)")
     parser.add_argument("--steps", type=int, help="stop after this many steps in this call")
     parser.add_argument("--fresh", action="store_true", help="ignore the folder's checkpoints")
+    parser.add_argument(
+        "--backend", choices=("gloo", "pluribus"), help="what ranks talk over (gloo)"
+    )
+    parser.add_argument(
+        "--codec", default="none", help="of sums over slow hops, e.g. int8; with --backend pluribus"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pluribus.train.run import RunOptions
+    from pluribus.train.run import BACKEND, RunOptions
 
     plan = Plan.load(arguments.plan)
     default = Path("runs") / (Path(arguments.plan).absolute().parent.name or "run")
     folder = Path(arguments.folder) if arguments.folder else default
-    options = RunOptions(steps=arguments.steps, resume=not arguments.fresh)
+    options = RunOptions(
+        steps=arguments.steps,
+        resume=not arguments.fresh,
+        backend=arguments.backend or BACKEND,
+        codec=arguments.codec,
+    )
     with TrainView(plan) as view:
         result = train(plan, folder, options=options, listener=view.listen, progress=say)
     last = result.steps[-1] if result.steps else None

@@ -1,98 +1,107 @@
-"""In-network reduction in software: a process that sums chunks of all ranks and sends sums back.
+"""In-network reduction in software: a process that sums what the members of a stream send.
 
-Each rank sends its bytes once and gets the sum once, where a ring sends them 2 (N-1)/N times in
-2 (N-1) steps. Protocol after SwitchML (Sapio et al., NSDI 2021, §3): a fixed pool of slots, a rank
-uses a slot again only when it has the slot's last sum, ranks send again what is not answered, and
-a slot keeps its last sum for a rank that missed it. Sums are taken in the order of ranks, so
-every run gives the same bits. It pays where the aggregator's link carries all ranks' at once.
+After SwitchML (Sapio et al., NSDI 2021, §3): a member has at most `SLOTS` chunks on the way, uses a
+slot again only when it has the slot's last sum, and keeps that sum for a member that missed it; so
+whoever takes the aggregator's place can go on where it was lost (see `AggregatorPath`). What is
+lost between two hosts TCP sends again.
+
+Sums are of float32, as processors add them, in the order of the members: equal bits in every run.
+A switch would need integers and a scale agreed upon before each sum; here that would only cost
+range. It pays where the aggregator's link carries all members' traffic at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import hmac
 import ipaddress
+import select
 import socket
 import struct
 import threading
-from dataclasses import dataclass, field
+import time
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
 
-from pluribus.comm.native.crc32c import crc32c
+from pluribus.comm.transports.base import DATA, GOODBYE, PRIVATE, Header, TransportError
+from pluribus.comm.transports.tcp import TcpPath, prepare
 from pluribus.core.errors import ConfigError
+from pluribus.core.units import MIB
 
-JOIN, JOINED, PART, SUM, MOVED = 1, 2, 3, 4, 5
-DTYPES = (np.dtype(np.float32), np.dtype(np.int32))
-CHUNK_BYTES = 32 << 10  # one datagram; a few IP fragments each spare the interpreter
-SLOTS = 32  # chunks a rank may have on the way: 1 MiB
-MOST_RANKS = 64
-POLL_SECONDS = 0.1
-
-_HEAD = struct.Struct("<8sBBBBIIIQ")
-_CRC = struct.Struct("<I")
+SLOTS = 16  # chunks of a member on the way: twice 100 µs at 10 Gbit/s, and some for jitter
+LEFT = PRIVATE + 1  # a member has left: no later sum comes; operation = its rank
+MOST_STREAMS = 1024
+GREETING_SECONDS = 5.0
+DEAD_MILLISECONDS = 5000  # of no acknowledgement, after which a connection is gone
+POLL_SECONDS = 0.2
+_HELLO = struct.Struct("<32s16sHHHIQI")
 
 
-class Note(NamedTuple):
-    """One datagram. ``nonce``: which start of the rank's process (JOIN), else 0."""
+class Hello(NamedTuple):
+    """What a member opens with.
 
-    kind: int
+    Attributes:
+        group: the same for all members of a group in one epoch, and nobody else's.
+        stream: one of the group's.
+        member, count: which of how many.
+        rank: in the group.
+        first: number of the first chunk whose sum it does not have.
+        kept: of the sums before, how many it is going to show.
+    """
+
+    group: bytes
+    stream: int
+    member: int
+    count: int
     rank: int
-    dtype: int
-    epoch: int
-    operation: int
-    chunk: int
-    nonce: int = 0
-    payload: bytes | memoryview = b""
+    first: int
+    kept: int
 
 
-def key_of(token: str) -> bytes:
-    return hashlib.blake2b(token.encode()[:64], digest_size=8, person=b"aggregator").digest()
+def pack_hello(token: str, hello: Hello) -> bytes:
+    return _HELLO.pack(_key(token), *hello)
 
 
-def pack(key: bytes, note: Note) -> bytes:
-    kind, rank, dtype, epoch, operation, chunk, nonce, payload = note
-    head = _HEAD.pack(key, kind, rank, dtype, 0, epoch, operation, chunk, nonce)
-    return head + _CRC.pack(crc32c(payload, crc32c(head))) + bytes(payload)
+def _key(token: str) -> bytes:
+    return hashlib.blake2b(token.encode()[:64], digest_size=32, person=b"aggregator").digest()
 
 
-def unpack(key: bytes, data: bytes) -> Note | None:
-    """The note in a datagram; None if it is damaged or a stranger's."""
-    if len(data) < _HEAD.size + _CRC.size:
-        return None
-    head, payload = data[: _HEAD.size], memoryview(data)[_HEAD.size + _CRC.size :]
-    found, kind, rank, dtype, _, epoch, operation, chunk, nonce = _HEAD.unpack(head)
-    if crc32c(payload, crc32c(head)) != _CRC.unpack_from(data, _HEAD.size)[0]:
-        return None
-    if found != key or dtype >= len(DTYPES):
-        return None
-    return Note(kind, rank, dtype, epoch, operation, chunk, nonce, payload)
+class _Member:
+    """A connection of one member of a stream."""
+
+    def __init__(self, hello: Hello, path: TcpPath) -> None:
+        self.hello, self.path = hello, path
+        self.kept = hello.kept  # of its sums, those that have not come yet
+        self.parts: deque[tuple[Header, np.ndarray]] = deque()
+        self.buffer: np.ndarray | None = None
+        self.has_left = False
 
 
-@dataclass
-class _Slot:
-    """One chunk of one operation: who contributed, then the sum."""
+class _Stream:
+    """The members that sum together, and how far they are."""
 
-    parts: dict[int, np.ndarray] = field(default_factory=dict)
-    sum: bytes | None = None
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.members: dict[int, _Member] = {}
+        self.at = -1  # number of the chunk to sum next; -1: somebody is missing still
+        self.sums: dict[int, np.ndarray] = {}  # that members brought
 
 
 class Aggregator:
-    """Sums for one group of ``num_ranks``.
+    """Sums for any number of groups.
 
     Args:
         host: IP address to listen on; beyond loopback a token is needed.
         port: 0 chooses one; see `address`.
 
     Raises:
-        ConfigError: listening beyond loopback without a token, or too many ranks.
+        ConfigError: listening beyond loopback without a token, or it cannot listen there.
     """
 
-    def __init__(
-        self, num_ranks: int, host: str = "127.0.0.1", port: int = 0, token: str = ""
-    ) -> None:
-        if not 1 <= num_ranks <= MOST_RANKS:
-            raise ConfigError(f"{num_ranks} ranks", do=f"1 to {MOST_RANKS} ranks can be summed.")
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, token: str = "") -> None:
         try:
             loopback = ipaddress.ip_address(host).is_loopback
         except ValueError:
@@ -102,91 +111,203 @@ class Aggregator:
                 f"listening on {host} would let anybody add to the sums",
                 do="Give a token, the same to every rank.",
             )
-        self._num_ranks, self._key = num_ranks, key_of(token)
+        self._token = token
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
         try:
-            self._socket.bind((host, port))
+            self._listener = socket.create_server((host, port), family=family, backlog=256)
         except OSError as error:
-            self._socket.close()
             raise ConfigError(f"cannot listen: {error.strerror}", where=f"{host}:{port}") from None
-        self._socket.settimeout(POLL_SECONDS)
-        self.epoch = 0
-        self._nonces: dict[int, int] = {}
-        self._where: dict[int, tuple] = {}
-        self._slots: list[dict[tuple[int, int], _Slot]] = [{} for _ in range(SLOTS)]
+        self._listener.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._listener, select.POLLIN)
+        self._streams: dict[tuple[bytes, int], _Stream] = {}
+        self._members: dict[int, _Member] = {}  # by descriptor
+        self._waiting: dict[int, tuple[socket.socket, bytearray, float]] = {}  # for their hello
+        self._pool: dict[int, list[np.ndarray]] = {}
 
     @property
     def address(self) -> tuple[str, int]:
-        return self._socket.getsockname()[:2]
+        return self._listener.getsockname()[:2]
 
     def serve(self, stop: threading.Event) -> None:
         """Answers until ``stop`` is set."""
         try:
             while not stop.is_set():
-                try:
-                    data, where = self._socket.recvfrom(1 << 16)
-                except TimeoutError:
-                    continue
-                except ConnectionError:  # a rank that left did not take its sum
-                    continue
-                note = unpack(self._key, data)
-                if note is not None and note.rank < self._num_ranks:
-                    self._answer(note, where)
+                self._turn()
         finally:
-            self._socket.close()
+            self._listener.close()
+            for connection, _, _ in self._waiting.values():
+                connection.close()
+            for member in self._members.values():
+                member.path.close()
 
-    def _answer(self, note: Note, where: tuple) -> None:
-        if note.kind == JOIN:
-            self._join(note, where)
-        elif note.kind == PART:
-            if note.epoch != self.epoch:
-                self._send(Note(MOVED, note.rank, 0, self.epoch, 0, 0), where)
-            elif self._where.get(note.rank) == where:
-                self._add(note, where)
+    def _turn(self) -> None:
+        for descriptor, member in self._members.items():
+            wants = select.POLLOUT if member.path.wants_write else 0
+            self._poll.register(descriptor, select.POLLIN | wants)
+        for descriptor, _ in self._poll.poll(1000 * POLL_SECONDS):
+            if descriptor == self._listener.fileno():
+                with contextlib.suppress(OSError):
+                    connection, _ = self._listener.accept()
+                    connection.setblocking(False)
+                    self._poll.register(connection, select.POLLIN)
+                    until = time.monotonic() + GREETING_SECONDS
+                    self._waiting[connection.fileno()] = connection, bytearray(), until
+            elif descriptor in self._waiting:
+                self._greet(descriptor)
+            elif descriptor in self._members:
+                self._serve(self._members[descriptor])
+        now = time.monotonic()
+        for descriptor, (_, _, until) in list(self._waiting.items()):
+            if now > until:
+                self._refuse(descriptor)
 
-    def _join(self, note: Note, where: tuple) -> None:
-        """A rank (re)starts: one that was in already begins a new epoch for all."""
-        if self._nonces.get(note.rank, note.nonce) != note.nonce:
-            self.epoch += 1
-            self._nonces.clear()
-            self._where.clear()
-            self._slots = [{} for _ in range(SLOTS)]
-        self._nonces[note.rank] = note.nonce
-        self._where[note.rank] = where
-        if len(self._nonces) == self._num_ranks:
-            for rank, place in self._where.items():
-                self._send(Note(JOINED, rank, 0, self.epoch, 0, 0, self._nonces[rank]), place)
-
-    def _add(self, note: Note, where: tuple) -> None:
-        generations = self._slots[note.chunk % SLOTS]
-        name = note.operation, note.chunk
-        if generations and name < min(generations):
-            return  # a late copy of what every rank has had
-        if name not in generations:
-            # A rank is at most one generation ahead of another, so the last sum is all that
-            # anybody can still ask for (SwitchML's two pools).
-            while len(generations) > 1:
-                del generations[next(iter(generations))]
-            generations[name] = _Slot()
-        slot = generations[name]
-        if slot.sum is not None:
-            self._send(note._replace(kind=SUM, payload=slot.sum), where)
-            return
-        slot.parts[note.rank] = np.frombuffer(note.payload, DTYPES[note.dtype])
-        if len(slot.parts) < self._num_ranks:
-            return
-        total = slot.parts[0].copy()
-        for rank in range(1, self._num_ranks):
-            total += slot.parts[rank]
-        slot.sum = total.tobytes()
-        slot.parts.clear()
-        for rank, place in self._where.items():
-            self._send(note._replace(kind=SUM, rank=rank, payload=slot.sum), place)
-
-    def _send(self, note: Note, where: tuple) -> None:
+    def _greet(self, descriptor: int) -> None:
+        connection, said, _ = self._waiting[descriptor]
         try:
-            self._socket.sendto(pack(self._key, note), where)
+            more = connection.recv(_HELLO.size - len(said))
+        except BlockingIOError:
+            return
         except OSError:
-            return  # lost; the rank asks again
+            more = b""
+        said += more
+        if len(said) < _HELLO.size:
+            if not more:
+                self._refuse(descriptor)
+            return
+        key, *fields = _HELLO.unpack(said)
+        hello = Hello(*fields)
+        if not hmac.compare_digest(key, _key(self._token)) or not 0 <= hello.member < hello.count:
+            self._refuse(descriptor)
+            return
+        name = hello.group, hello.stream
+        stream = self._streams.get(name) or _Stream(hello.count)
+        if hello.member in stream.members or stream.count != hello.count:
+            self._refuse(descriptor)
+            return
+        while len(self._streams) >= MOST_STREAMS and name not in self._streams:
+            self._drop(next(iter(self._streams)))
+        self._streams[name] = stream
+        del self._waiting[descriptor]
+        prepare(connection, "", DEAD_MILLISECONDS)
+        member = _Member(hello, TcpPath(hello.rank, connection))
+        stream.members[hello.member] = self._members[descriptor] = member
+        if len(stream.members) == stream.count and stream.at < 0:
+            stream.at = min(one.hello.first for one in stream.members.values())
+
+    def _refuse(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        self._waiting.pop(descriptor)[0].close()
+
+    def _serve(self, member: _Member) -> None:
+        name = member.hello.group, member.hello.stream
+        stream = self._streams[name]
+        try:
+            member.path.flush()
+            self._read(member, stream)
+            while self._sum(stream):
+                pass
+        except (TransportError, ValueError):
+            # Its members go on elsewhere, all of them: one that stayed would wait for ever.
+            self._drop(name)
+
+    def _drop(self, name: tuple[bytes, int]) -> None:
+        for member in self._streams.pop(name).members.values():
+            descriptor = member.path.fileno()
+            if self._members.pop(descriptor, None) is not None:
+                self._poll.unregister(descriptor)
+                member.path.close()
+
+    def _read(self, member: _Member, stream: _Stream) -> None:
+        path = member.path
+        while not member.has_left and (header := path.peek()) is not None:
+            if header.kind == GOODBYE:
+                self._leave(member, stream)
+                return
+            size = header.num_bytes
+            if header.kind != DATA or size % 4 or size > MIB or len(member.parts) > SLOTS:
+                raise ValueError("no member says so")
+            if member.buffer is None:
+                member.buffer = self._take(size)
+            if path.receive(memoryview(member.buffer)) is None:
+                return
+            path.release()
+            buffer, member.buffer = member.buffer, None
+            if member.kept:
+                stream.sums[member.hello.first - member.kept] = buffer
+                member.kept -= 1
+            else:
+                member.parts.append((header, buffer))
+
+    def _leave(self, member: _Member, stream: _Stream) -> None:
+        member.has_left = True
+        descriptor = member.path.fileno()
+        self._members.pop(descriptor)
+        self._poll.unregister(descriptor)
+        member.path.close()
+        self._miss(stream)
+        if all(one.has_left for one in stream.members.values()):
+            del self._streams[member.hello.group, member.hello.stream]
+
+    def _miss(self, stream: _Stream) -> None:
+        """Tells whoever waits for a sum that a member that has left has no part in."""
+        gone = [one for one in stream.members.values() if one.has_left and not one.parts]
+        for member in stream.members.values():
+            if gone and member.parts and not member.has_left:
+                header = Header(LEFT, 0, gone[0].hello.rank, 0, 0)
+                member.path.queue(header, memoryview(b""))
+                member.path.flush()
+
+    def _sum(self, stream: _Stream) -> bool:
+        """The next chunk's sum, to all who want it; false if it cannot be had yet."""
+        if stream.at < 0:
+            return False
+        members = [stream.members[number] for number in range(stream.count)]
+        wanting = [one for one in members if one.hello.first <= stream.at]
+        if not all(one.parts for one in wanting):
+            self._miss(stream)
+            return False
+        known = stream.sums.get(stream.at)
+        if known is None and len(wanting) < len(members):
+            return False  # somebody has it, and is about to show it
+        parts = [one.parts.popleft() for one in wanting]
+        odd = next((header for header, _ in parts if header != parts[0][0]), None)
+        if odd is not None:
+            # They call different collectives; each is shown another's, and says so to its user.
+            for one, (header, part) in zip(wanting, parts, strict=True):
+                other = odd if header == parts[0][0] else parts[0][0]
+                one.path.queue(other, memoryview(np.resize(part, other.num_bytes)))
+                one.path.flush()
+            stream.at = -1
+            return False
+        total = known
+        if total is None:
+            total = parts[0][1]
+            for _, part in parts[1:]:
+                np.add(total.view(np.float32), part.view(np.float32), out=total.view(np.float32))
+        left = [len(wanting)]
+
+        def sent() -> None:
+            left[0] -= 1
+            if not left[0]:
+                self._give_back(total)
+
+        for one in wanting:
+            one.path.queue(parts[0][0], memoryview(total), sent)
+            one.path.flush()
+        for _, part in parts:
+            if part is not total:
+                self._give_back(part)
+        stream.sums.pop(stream.at, None)
+        stream.at += 1
+        return True
+
+    def _take(self, size: int) -> np.ndarray:
+        """A buffer; fresh memory would cost more than the sum."""
+        free = self._pool.get(size)
+        return free.pop() if free else np.empty(size, np.uint8)
+
+    def _give_back(self, buffer: np.ndarray) -> None:
+        free = self._pool.setdefault(len(buffer), [])
+        if len(free) < 4 * SLOTS:
+            free.append(buffer)

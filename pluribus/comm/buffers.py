@@ -1,4 +1,4 @@
-"""A caller's tensors as the flat host memory that collectives work on, and back."""
+"""A caller's tensors as the flat memory that collectives work on, and back."""
 
 from __future__ import annotations
 
@@ -7,35 +7,42 @@ from typing import NamedTuple
 
 import torch
 
+from pluribus.comm.devices.copies import Staging
 from pluribus.comm.errors import CollectiveError
 
 
 class Flat(NamedTuple):
-    """Flat host memory of some tensors.
+    """Flat memory of some tensors.
 
     Attributes:
         back: copies results to the tensors; None where the memory is theirs.
+        staging: where the memory is a chip's, its way to the engine.
     """
 
     data: torch.Tensor
     back: Callable[[], None] | None
+    staging: Staging | None = None
 
 
-def flatten(tensors: Sequence[torch.Tensor], read: bool) -> Flat:
+def flatten(tensors: Sequence[torch.Tensor], read: bool, staging: Staging | None = None) -> Flat:
     """Tensors of one dtype, one behind the other.
 
     Args:
         read: whether their contents matter; else they are only written to.
+        staging: of their chip; the flat memory is then the chip's too.
 
-    A single contiguous CPU tensor is used where it lies. Tensors of other chips pass through host
-    memory: reading waits for the chip's current stream, copying back is over when it returns.
+    A single contiguous tensor is used where it lies, if on the CPU or with staging. Tensors of
+    other chips pass through host memory: reading waits for the chip's current stream, copying back
+    is over when it returns.
     """
     real = [torch.view_as_real(t) if t.is_complex() else t for t in (x.detach() for x in tensors)]
     first = real[0]
-    if len(real) == 1 and first.device.type == "cpu" and first.is_contiguous():
-        return Flat(first.view(-1), None)
+    stays = staging is not None or first.device.type == "cpu"
+    if len(real) == 1 and stays and first.is_contiguous():
+        return Flat(first.view(-1), None, staging)
     sizes = [tensor.numel() for tensor in real]
-    data = torch.empty(sum(sizes), dtype=first.dtype)
+    device = first.device if staging is not None else "cpu"
+    data = torch.empty(sum(sizes), dtype=first.dtype, device=device)
     parts = data.split(sizes)
     if read:
         for part, tensor in zip(parts, real, strict=True):
@@ -45,7 +52,7 @@ def flatten(tensors: Sequence[torch.Tensor], read: bool) -> Flat:
         for part, tensor in zip(parts, real, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
-    return Flat(data, back)
+    return Flat(data, back, staging)
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from pluribus.comm.algorithms import flat
+from pluribus.comm.algorithms import flat, relay
+from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
-from pluribus.comm.algorithms.registry import ALGORITHMS, program
+from pluribus.comm.algorithms.registry import ALGORITHMS, compare_digests, program
+from pluribus.comm.codecs.base import Codec
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.codecs.residuals import Residuals
+from pluribus.comm.devices.copies import Copies, Staging
+from pluribus.comm.devices.island import Island
+from pluribus.comm.devices.staged import staged
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import Mismatch
 from pluribus.comm.job import Task
 from pluribus.comm.options import Options
 from pluribus.comm.program import Builder, Program
 from pluribus.comm.reduce import Op, reduction
+from pluribus.comm.scratch import Scratch
 from pluribus.comm.tuner import Tuner
 from pluribus.core.units import KIB, MIB, format_bytes
 
@@ -25,8 +33,25 @@ _LINEAR = (Op.SUM, Op.AVG, Op.PREMUL_SUM)
 CHUNK_BYTES = MIB
 _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
 _KEPT_PROGRAMS = 256
+_FAST_GIGABYTES_PER_S = 5.0  # of a codec whose decoding takes about as long as copying
+
+STAGING_BYTES = 64 * MIB  # of host memory per operation and rank, where the algorithm needs no more
 
 End = Callable[[Exception | None], None]
+
+
+class _Plan(NamedTuple):
+    """What a program depends on."""
+
+    operation: str
+    name: str
+    elements: int
+    chunk: int
+    root: int
+    codec: Codec | None
+    staged: bool
+    by_library: bool
+    element_size: int
 
 
 class Collectives:
@@ -36,6 +61,8 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
+        relays: whether some island adds up by a library of its vendor.
+        island: this rank's, if it is one of those.
     """
 
     def __init__(
@@ -50,13 +77,20 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
+        self.relays = False
+        self.island: Island | None = None
         self._engine = engine
         self._layout = layout
         self._rank = rank
         self._options = options
-        self._codec = None if options.codec == "none" else codec_named(options.codec)
-        self._programs: dict[tuple, Program] = {}
-        self._seen: dict[tuple[int, int], int] = {}
+        self._codec, self._gather_codec = (
+            None if name == "none" else codec_named(name)
+            for name in (options.codec, options.gather_codec)
+        )
+        self._programs: dict[_Plan, Program] = {}
+        self._scratch = Scratch()
+        self._slots: dict[tuple, tuple[str, StorageWeakRef]] = {}
+        self._numbers: dict[str, int] = {}
 
     def run(
         self,
@@ -66,14 +100,17 @@ class Collectives:
         end: End,
         op: Op | None = None,
         root: int = 0,
-        key: int | None = None,
+        key: torch.Tensor | None = None,
+        staging: Staging | None = None,
     ) -> None:
         """Starts an operation.
 
         Args:
-            given, output: flat host memory; the same for operations in place.
+            given, output: flat memory, of the host or with ``staging`` of its chip; the same for
+                operations in place.
             end: called when it is over.
-            key: tells tensors apart whose codec residuals must not mix; None: no codec.
+            key: the caller's tensor, for sums that a codec may shorten: while its memory lives,
+                what the codec loses waits for its next sum. None: no codec.
         """
         size = self._layout.size
         whole = given.numel() if operation in ("reduce_scatter", "all_to_all") else output.numel()
@@ -84,23 +121,73 @@ class Collectives:
         elements = whole // size if operation in _PARTED else whole
         self._check(operation, given, output, elements, root)
         num_bytes = whole * output.element_size()
-        name = self._choose(operation, num_bytes)
-        codec = self._codec if self._may_encode(name, output, op, num_bytes, key) else None
+        codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
+        addable = (
+            self.tuner.aggregated
+            and op in _LINEAR
+            and output.dtype is torch.float32
+            and staging is None
+        )
+        name = self._choose(operation, num_bytes, codec is not None, addable)
+        if name != "islands":
+            codec = None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
-        known = (operation, name, elements, chunk, root, codec is not None)
-        if known not in self._programs:
-            if len(self._programs) >= _KEPT_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[known] = program(
-                operation, name, self._layout, self._rank, elements, chunk, root, codec,
-                self._options.streams, self._options.verify and operation == "all_reduce",
-            )  # fmt: skip
-        steps = self._programs[known]
+        if self.relays and name == "islands" and operation == "all_reduce":
+            name = "relay"
+        by_library = (
+            name == "relay"
+            and staging is not None
+            and self.island is not None
+            and self.island.can(op, output)
+        )
+        plan = _Plan(
+            operation, name, elements, chunk, root, codec, staging is not None,
+            by_library, output.element_size(),
+        )  # fmt: skip
+        steps = self._program(plan)
         residual = None
         if codec is not None and codec.feeds_back and key is not None:
-            slot = self._seen.setdefault((key, elements), len(self._seen))
-            residual = self.residuals.of(f"{operation}/{slot}", steps.residuals)
-        self._submit(operation, steps, given, output, op, codec, residual, end)
+            residual = self.residuals.of(self._slot(operation, key, elements), steps.residuals)
+        if not by_library:
+            copies = staging.copies() if staging is not None else None
+            self._submit(operation, steps, given, output, op, codec, residual, end, copies)
+            return
+
+        def across(shard: torch.Tensor, copies: Copies, ended: End) -> None:
+            self._submit(operation, steps, shard, shard, op, codec, residual, ended, copies)
+
+        assert self.island is not None
+        assert op is not None
+        self.island.all_reduce(output, op, across, codec.block if codec else 1, end)
+
+    def _program(self, plan: _Plan) -> Program:
+        known = self._programs.get(plan)
+        if known is not None:
+            return known
+        coding = None
+        if plan.codec is not None:
+            fast = plan.codec.gigabytes_per_s >= _FAST_GIGABYTES_PER_S
+            coding = Coding(plan.codec.block, plan.codec.num_bytes, plan.element_size, fast)
+        verify = self._options.verify and plan.operation == "all_reduce"
+        if plan.name == "relay":
+            builder = Builder(self._rank, self._options.streams)
+            relay.all_reduce(
+                builder, self._layout, plan.elements, plan.chunk, coding, plan.by_library
+            )
+            if verify:
+                compare_digests(builder, self._layout.size)
+            made = builder.build()
+        else:
+            made = program(
+                plan.operation, plan.name, self._layout, self._rank, plan.elements, plan.chunk,
+                plan.root, coding, self._options.streams, verify,
+            )  # fmt: skip
+        if plan.staged:
+            made = staged(made, STAGING_BYTES // plan.element_size)
+        if len(self._programs) >= _KEPT_PROGRAMS:
+            self._programs.pop(next(iter(self._programs)))
+        self._programs[plan] = made
+        return made
 
     def all_to_all(
         self,
@@ -110,17 +197,22 @@ class Collectives:
         received: Sequence[int],
         equal: bool,
         end: End,
+        staging: Staging | None = None,
     ) -> None:
         """The same for parts of any size, in elements."""
         if equal:
-            self.run("all_to_all", given, output, end)
+            self.run("all_to_all", given, output, end, staging=staging)
             return
         if sum(sent) > given.numel() or sum(received) > output.numel():
             raise Mismatch("all_to_all: the parts do not fit the tensors")
         chunk = (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size()
         builder = Builder(self._rank, self._options.streams)
         flat.direct_all_to_all(builder, sent, received, chunk)
-        self._submit("all_to_all", builder.build(), given, output, None, None, None, end)
+        steps, copies = builder.build(), None
+        if staging is not None:
+            steps = staged(steps, STAGING_BYTES // output.element_size())
+            copies = staging.copies()
+        self._submit("all_to_all", steps, given, output, None, None, None, end, copies)
 
     def _check(
         self, operation: str, given: torch.Tensor, output: torch.Tensor, elements: int, root: int
@@ -141,28 +233,58 @@ class Collectives:
                 f"{output.numel()} out do not fit together"
             )
 
-    def _choose(self, operation: str, num_bytes: int) -> str:
-        known = ALGORITHMS[operation]
-        wanted = self._options.algorithm
-        if wanted in known and (not known[wanted].crosses or not self._layout.is_flat):
-            return wanted
-        if self._codec is not None and operation == "all_reduce" and num_bytes >= _CODED_BYTES:
+    def _choose(self, operation: str, num_bytes: int, coded: bool, addable: bool) -> str:
+        known = ALGORITHMS[operation].get(self._options.algorithm)
+        if (
+            known is not None
+            and (addable or not known.aggregated)
+            and (not known.crosses or len(self._layout.islands) > 1)
+        ):
+            return known.name
+        if coded:
             # Priced without codec, a flat algorithm may look cheaper; and among islands of one
             # rank each, this is the one that encodes.
-            return "islands" if len(self._layout.islands) > 1 else "direct"
-        return self.tuner.choose(operation, num_bytes)
+            return "islands"
+        return self.tuner.choose(operation, num_bytes, addable)
 
-    def _may_encode(
-        self, name: str, output: torch.Tensor, op: Op | None, num_bytes: int, key: int | None
-    ) -> bool:
-        return (
-            self._codec is not None
-            and name == "islands"
-            and op in _LINEAR
-            and output.dtype.is_floating_point
-            and num_bytes >= _CODED_BYTES
-            and key is not None
-        )
+    def _codec_for(
+        self,
+        operation: str,
+        dtype: torch.dtype,
+        op: Op | None,
+        num_bytes: int,
+        key: torch.Tensor | None,
+    ) -> Codec | None:
+        """The codec of an operation on the hop between islands."""
+        if len(self._layout.islands) < 2 or num_bytes < _CODED_BYTES:
+            return None
+        if operation == "all_gather":
+            codec = self._gather_codec
+        elif operation in ("all_reduce", "reduce_scatter") and op in _LINEAR and key is not None:
+            codec = self._codec
+        else:
+            return None
+        if codec is None or not dtype.is_floating_point:
+            return None
+        return None if codec.exact and dtype is not torch.float32 else codec
+
+    def _slot(self, operation: str, tensor: torch.Tensor, elements: int) -> str:
+        """Name of a tensor's residual: the how manieth of its operation it is.
+
+        Goes by the memory, and only while that lives: another tensor that is later made in the
+        same place must not get what this one is owed.
+        """
+        for key, (name, memory) in list(self._slots.items()):
+            if memory.expired():
+                del self._slots[key]
+                self.residuals.drop(name)
+        memory = StorageWeakRef(tensor.untyped_storage())
+        key = (operation, memory.cdata, tensor.storage_offset(), elements)
+        if key not in self._slots:
+            number = self._numbers.get(operation, 0)
+            self._numbers[operation] = number + 1
+            self._slots[key] = (f"{operation}/{number}", memory)
+        return self._slots[key][0]
 
     def _submit(
         self,
@@ -171,9 +293,10 @@ class Collectives:
         given: torch.Tensor,
         output: torch.Tensor,
         op: Op | None,
-        codec: object,
+        codec: Codec | None,
         residual: torch.Tensor | None,
         end: End,
+        copies: Copies | None,
     ) -> None:
         size = format_bytes(max(given.numel(), output.numel()) * output.element_size())
         how = None if op is None else reduction(op, output.dtype)
@@ -188,7 +311,9 @@ class Collectives:
                 how,
                 codec,
                 residual,
+                self._scratch,
                 self.timeout,
                 end,
+                copies,
             )
         )

@@ -8,13 +8,16 @@ would run, so that a new algorithm needs no formula. Seconds come from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pluribus.comm.algorithms.aggregated import CHUNK_ELEMENTS
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS, program
 from pluribus.comm.program import Kind, Program
 from pluribus.predict.algorithms import Algorithm, Phase
 
+# Of one aggregator process, in and out alike: on one core of an AMD EPYC of 2025, November 2026.
+AGGREGATOR_BYTES_PER_S = 5e8
 _TINY_ELEMENTS = 64  # for each rank: enough for every piece to exist
 
 
@@ -87,6 +90,11 @@ def shape(operation: str, name: str, layout: Layout) -> Shape:
     for rank, steps in enumerate(programs):
         for peer, count in steps.sent_to.items():
             sent[rank] += count
+            if peer >= size:  # an aggregator, which sends as much back
+                received[rank] += count
+                out[island[rank]] += count
+                into[island[rank]] += count
+                continue
             received[peer] += count
             if island[rank] != island[peer]:
                 out[island[rank]] += count
@@ -107,10 +115,12 @@ def _longest_way(programs: Sequence[Program], island: Sequence[int]) -> tuple[in
     partner: dict[tuple[int, int], tuple[int, int]] = {}
     for rank, steps in enumerate(programs):
         for (peer, lane), numbers in steps.sends.items():
-            theirs = programs[peer].receives[rank, lane]
+            beyond = peer >= len(programs)  # an aggregator: what comes back is the partner
+            at = rank if beyond else peer
+            theirs = programs[at].receives[peer if beyond else rank, lane]
             for mine, other in zip(numbers, theirs, strict=True):
-                partner[rank, mine] = (peer, other)
-                waits[peer][other] += 1  # a receive also waits for its frame
+                partner[rank, mine] = (at, other)
+                waits[at][other] += 1  # a receive also waits for its frame
     ready = [
         (rank, number)
         for rank, counts in enumerate(waits)
@@ -125,7 +135,8 @@ def _longest_way(programs: Sequence[Program], island: Sequence[int]) -> tuple[in
         after = [(rank, later, here) for later in programs[rank].blocks[number]]
         if programs[rank].steps[number].kind is Kind.SEND:
             peer, other = partner[rank, number]
-            far = island[rank] != island[peer]
+            beyond = programs[rank].steps[number].peer >= len(programs)
+            far = 2 if beyond else int(island[rank] != island[peer])
             after.append((peer, other, (here[0] + far, here[1] + (not far))))
         for at, later, way in after:
             length[at][later] = max(length[at][later], way)
@@ -153,10 +164,23 @@ def priced(name: str, what: Shape, links: Links, chunk_bytes: int) -> Algorithm:
     return Algorithm(name, (main,))
 
 
-def candidates(operation: str, layout: Layout, links: Links, chunk_bytes: int) -> list[Algorithm]:
-    """Every algorithm that makes sense on the layout, priced."""
-    return [
-        priced(name, shape(operation, name, layout), links, chunk_bytes)
-        for name, known in ALGORITHMS[operation].items()
-        if not (known.crosses and layout.is_flat)
-    ]
+def candidates(
+    operation: str, layout: Layout, links: Links, chunk_bytes: int, aggregated: bool = False
+) -> list[Algorithm]:
+    """Every algorithm that makes sense on the layout, priced.
+
+    Args:
+        aggregated: whether there is an aggregator.
+    """
+    found = []
+    for name, known in ALGORITHMS[operation].items():
+        if known.aggregated:
+            if aggregated:
+                streams = layout.size if layout.is_flat else len(layout.islands)
+                rate = min(links.far.bytes_per_s, AGGREGATOR_BYTES_PER_S / streams)
+                links_there = replace(links, far=replace(links.far, bytes_per_s=rate))
+                what = shape(operation, name, layout)
+                found.append(priced(name, what, links_there, CHUNK_ELEMENTS * 4))
+        elif not (known.crosses and layout.is_flat):
+            found.append(priced(name, shape(operation, name, layout), links, chunk_bytes))
+    return found

@@ -115,8 +115,10 @@ class Lanes:
             steps = job.task.program.receives[lane.key]
             number = steps[job.received[lane.key]]
             step = job.steps[number]
-            self._compare(lane, job, header, step.part, job.num_bytes(step.target))
-            into = job.bytes(step.target) if step.kind is Kind.RECEIVE else None
+            place = job.place(step.target, header.num_bytes)
+            if (header.operation, header.part) != (job.number, step.part) or place is None:
+                raise self._mismatch(lane, job, header, job.bytes(step.target).nbytes)
+            into = place if step.kind is Kind.RECEIVE else None
             payload = lane.path.receive(into)
             if payload is None:
                 return
@@ -145,12 +147,13 @@ class Lanes:
         and that peer: there is more to send to it, or more must come than its path brought."""
         found = []
         for lane in self.all:
-            if lane.key[0] not in left:
+            peer = next(iter(left), -1) if lane.path.needs_all else lane.path.peer
+            if peer not in left:
                 continue
             jobs = [queue[0] for queue in (lane.under_way, lane.sends) if queue]
-            if lane.receives and not lane.waiting and ended(lane.path):
+            if lane.receives and not lane.waiting and (ended(lane.path) or lane.path.needs_all):
                 jobs.append(lane.receives[0])
-            found += [(job.number, lane.key[0]) for job in jobs]
+            found += [(job.number, peer) for job in jobs]
         return min(found, default=None)
 
     def cancel(self, number: int, error: Exception) -> None:
@@ -181,18 +184,28 @@ class Lanes:
     def _ready(self, job: Job, number: int) -> None:
         """A step waits for nothing any more."""
         step = job.steps[number]
-        if step.peer < 0:
+        if step.kind in (Kind.FETCH, Kind.STORE):
+            job.begin(step, partial(self._copied, job, number))
+        elif step.peer < 0:
             job.run(step)
             self._finish(job, number)
         elif step.kind is Kind.SEND:
             self._dirty[self._lanes[step.peer, step.part % self._width[step.peer]]] = None
+
+    def _copied(self, job: Job, number: int, error: Exception | None) -> None:
+        """A copy has ended, perhaps after its job."""
+        if job not in self.jobs:
+            return
+        if error is not None:
+            raise error
+        self._finish(job, number)
 
     def _finish(self, job: Job, number: int) -> None:
         for ready in job.done_with(number):
             self._work.append((job, ready))
         if not job.left and job in self.jobs:
             self.jobs.remove(job)
-            job.task.done(None)
+            job.end()
 
     def _queue_frames(self, lane: Lane) -> None:
         """Frames leave in program order, those of the next job after all of this one's."""
@@ -203,7 +216,7 @@ class Lanes:
             while at < len(steps) and not job.waits[steps[at]]:
                 number = steps[at]
                 step = job.steps[number]
-                payload = job.bytes(step.source)
+                payload = job.payload(step.source)
                 header = Header(DATA, self._epoch, job.number, step.part, len(payload))
                 at += 1
                 job.sent[lane.key] = at
@@ -224,10 +237,8 @@ class Lanes:
         job = lane.receives[0]
         return not job.waits[job.task.program.receives[lane.key][job.received[lane.key]]]
 
-    def _compare(self, lane: Lane, job: Job, header: Header, part: int, num_bytes: int) -> None:
-        if (header.operation, header.part, header.num_bytes) == (job.number, part, num_bytes):
-            return
-        raise errors.Mismatch(
+    def _mismatch(self, lane: Lane, job: Job, header: Header, num_bytes: int) -> errors.Mismatch:
+        return errors.Mismatch(
             f"{self._name(lane.key[0])} sent {header.num_bytes} bytes of its collective number "
             f"{header.operation}; here number {job.number}, {job.task.name}, expects {num_bytes} "
             "bytes. All ranks must call the same collectives, in the same order, with tensors of "

@@ -12,12 +12,17 @@ from pathlib import Path as FilePath
 
 import torch.distributed as dist
 
+from pluribus.comm.algorithms import aggregated
+from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.mesh import Mesh
 from pluribus.comm.options import Options
-from pluribus.comm.transports import shared
+from pluribus.comm.transports import carriers, shared
+from pluribus.comm.transports.aggregated import connect
 from pluribus.comm.transports.base import Meeting, Path, Store
+from pluribus.comm.transports.flow import FlowOptions
 from pluribus.comm.transports.shared import SharedMemory
 from pluribus.comm.transports.tcp import Tcp
+from pluribus.comm.transports.udp import UdpTransport
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +32,14 @@ class Place:
     Attributes:
         host: equal for processes that can share memory.
         island: name of its island.
+        library: of its chip's vendor, for collectives among chips that have the same; may be empty.
+        chip: tells chips apart.
     """
 
     host: str
     island: str
+    library: str = ""
+    chip: str = ""
 
 
 def host_identity() -> str:
@@ -58,7 +67,15 @@ def own_address(store: dist.Store) -> str:
 
 
 def meet(
-    store: Store, rank: int, size: int, epoch: int, options: Options, address: str, timeout: float
+    store: Store,
+    rank: int,
+    size: int,
+    epoch: int,
+    options: Options,
+    address: str,
+    timeout: float,
+    library: str = "",
+    chip: str = "",
 ) -> tuple[Mesh, list[Place]]:
     """Connects a rank to all others; every member calls it.
 
@@ -72,7 +89,7 @@ def meet(
         PeerGone: a peer did not come in time.
     """
     host = host_identity()
-    own = Place(host, options.island or host)
+    own = Place(host, options.island or host, library, chip)
     store.set(f"place/{rank}", json.dumps(asdict(own)))
     if rank == 0:
         store.set("token", secrets.token_hex(16))
@@ -93,12 +110,27 @@ def meet(
     paths: dict[int, list[Path]] = {}
     if near:
         paths |= SharedMemory(lanes + 1).connect(meeting("shared", near))
-    if far:
+    by_udp = carriers.udp_peers(
+        meeting("carriers", far), options.transport, options.congestion,
+        [place.island for place in places], control,
+    )  # fmt: skip
+    if by_udp:
+        flow = FlowOptions(parity_every=options.fec, silence_seconds=float("inf"))
+        paths |= UdpTransport(flow, lanes + 1).connect(meeting("udp", sorted(by_udp)))
+    by_tcp = [peer for peer in far if peer not in by_udp]
+    if by_tcp:
         tcp = Tcp(lanes + 1, options.congestion, options.checked)
-        paths |= tcp.connect(meeting("tcp", far))
+        paths |= tcp.connect(meeting("tcp", by_tcp))
+    data = {peer: known[:lanes] for peer, known in paths.items()}
+    if options.aggregator and size > 1:
+        streams = aggregated.streams(Layout.of([place.island for place in places]))
+        everybody = meeting("aggregator", sorted(others))
+        known = connect(everybody, options.aggregator, options.aggregator_token,
+                        options.congestion, streams)  # fmt: skip
+        data |= {size + number: [path] for number, path in known.items()}
     mesh = Mesh(
         epoch,
-        {peer: known[:lanes] for peer, known in paths.items()},
+        data,
         {peer: known[lanes] for peer, known in paths.items()},
         {peer: known[0] for peer, known in control.items()},
     )

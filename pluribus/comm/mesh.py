@@ -30,6 +30,10 @@ class Mesh:
         lanes = [path for paths in self.data.values() for path in paths]
         return [*lanes, *self.messages.values(), *self.control.values()]
 
+    def numbered(self, peer: int) -> list[Path]:
+        """The paths to one peer, in the same order at both ends."""
+        return [*self.data[peer], self.messages[peer], self.control[peer]]
+
 
 def drop_stale(path: Path, epoch: int) -> bool:
     """Drops the frame at a path's head if it is of another epoch."""

@@ -30,10 +30,12 @@ class Kind(IntEnum):
     REDUCE = 4  # target op= source
     FINISH = 5  # what ends the reduction of target: dividing, for an average
     ENCODE = 6  # coded target = source, and what was lost stays in the residual
-    DECODE = 7  # target = coded source
+    DECODE = 7  # target = coded source, or the sum of several that lie side by side
     DECODE_ADD = 8  # target += coded source
     DIGEST = 9  # target = checksum of the whole OUTPUT
     COMPARE = 10  # the checksums in source must be equal
+    FETCH = 11  # target on the host = source on the device; both end some time after they begin
+    STORE = 12  # target on the device = source on the host
 
 
 class Span(NamedTuple):
@@ -58,7 +60,7 @@ class Step(NamedTuple):
 
     Attributes:
         peer: rank at the other end; -1 for a local step.
-        part: number of the frame between the two ranks.
+        part: number of the frame between the two ranks; of a DECODE, how many it adds up.
         residual: where the residual of an ENCODE lies in the collective's residual.
     """
 
@@ -82,6 +84,8 @@ class Program:
         coded: which scratch buffers hold coded bytes instead of elements.
         residuals: elements of error feedback.
         sends, receives: steps per (peer, lane), in order.
+        staging: number of the buffer that copies to and from the device go through; -1: none, the
+            input and output are the host's.
     """
 
     steps: tuple[Step, ...]
@@ -92,6 +96,7 @@ class Program:
     residuals: int
     sends: dict[tuple[int, int], tuple[int, ...]]
     receives: dict[tuple[int, int], tuple[int, ...]]
+    staging: int = -1
 
     @property
     def sent_to(self) -> dict[int, int]:
@@ -165,6 +170,17 @@ class Builder:
             number = self._add(Step(kind, source, part, write, _NOTHING), reads, (write,))
             self._receives.setdefault((source, part % self._lanes), []).append(number)
 
+    def exchange(self, rank: int, place: int, span: Span) -> None:
+        """Sends ``span`` to what stands behind the ranks as peer ``place``, and takes in its stead
+        what comes back. Such a peer has one path, whatever the lanes to the ranks."""
+        if rank != self.rank or not span.size:
+            return
+        part = self._part(rank, place)
+        number = self._add(Step(Kind.SEND, place, part, _NOTHING, span), (span,), ())
+        self._sends.setdefault((place, 0), []).append(number)
+        number = self._add(Step(Kind.RECEIVE, place, part, span, _NOTHING), (), (span,))
+        self._receives.setdefault((place, 0), []).append(number)
+
     def local(self, rank: int, kind: Kind, target: Span, source: Span = _NOTHING) -> None:
         """A step without a peer; ``target`` equal to ``source`` copies nothing."""
         if rank != self.rank or not target.size or (kind is Kind.COPY and target == source):
@@ -177,6 +193,12 @@ class Builder:
     def finish(self, rank: int, target: Span) -> None:
         """Ends the reduction of ``target`` on one rank."""
         self.local(rank, Kind.FINISH, target)
+
+    def decode(self, rank: int, target: Span, coded: Sequence[Span]) -> None:
+        """``target`` becomes the sum of coded spans of one size that lie side by side."""
+        if rank == self.rank and target.size:
+            whole = Span(coded[0].buffer, coded[0].start, coded[-1].stop)
+            self._add(Step(Kind.DECODE, -1, len(coded), target, whole), coded, (target,))
 
     def digest(self, target: Span) -> None:
         """This rank's checksum of OUTPUT as it is after all steps so far."""

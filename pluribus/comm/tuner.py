@@ -34,24 +34,35 @@ class Tuner:
     Args:
         links: the same on every rank.
         chunk_bytes: of the engine's frames.
+        aggregated: whether there is an aggregator.
     """
 
-    def __init__(self, layout: Layout, links: Links, chunk_bytes: int) -> None:
+    def __init__(
+        self, layout: Layout, links: Links, chunk_bytes: int, aggregated: bool = False
+    ) -> None:
         self.links = links
+        self.aggregated = aggregated
         self._layout = layout
         self._chunk = chunk_bytes
         self._known: dict[str, list[Algorithm]] = {}
 
-    def choose(self, operation: str, num_bytes: int) -> str:
-        """Name of the cheapest algorithm for a buffer of this size."""
+    def choose(self, operation: str, num_bytes: int, addable: bool = False) -> str:
+        """Name of the cheapest algorithm for a buffer of this size.
+
+        Args:
+            addable: whether an aggregator can do this operation on this dtype.
+        """
         if len(ALGORITHMS[operation]) == 1:
             return next(iter(ALGORITHMS[operation]))
         if operation not in self._known:
-            self._known[operation] = candidates(operation, self._layout, self.links, self._chunk)
+            self._known[operation] = candidates(
+                operation, self._layout, self.links, self._chunk, self.aggregated
+            )
         allowed = [
             algorithm
             for algorithm in self._known[operation]
             if self._fits(operation, algorithm.name, num_bytes)
+            and (addable or not ALGORITHMS[operation][algorithm.name].aggregated)
         ]
         return min(allowed, key=lambda algorithm: algorithm.seconds(num_bytes)).name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -38,7 +38,7 @@ class Work(dist.Work):
         self._ended = threading.Event()
         self._error: Exception | None = None
         self._future: torch.futures.Future | None = None
-        self._source = -1
+        self.source = -1
         self._followers: list[Callable[[Exception | None], None]] = []
         self.keep: torch.Tensor | None = None  # memory that must outlive the operation
 
@@ -50,12 +50,12 @@ class Work(dist.Work):
                 return
         follower(self._error)
 
-    def end(self, error: Exception | None, source: int = -1) -> None:
+    def end(self, error: Exception | None, source: int | None = None) -> None:
         """The engine is done with it."""
         with self._lock:
             if self._ended.is_set():
                 return
-            self._source = source
+            self.source = self.source if source is None else source
             if error is None and self._after is not None:
                 try:
                     self._after()
@@ -92,7 +92,8 @@ class Work(dist.Work):
     def get_future(self) -> torch.futures.Future:
         with self._lock:
             if self._future is None:
-                self._future = torch.futures.Future()
+                places = {t.device for t in self._result if t.device.type != "cpu"}
+                self._future = torch.futures.Future(devices=list(places))
                 if self._ended.is_set():
                     self._complete(self._future)
             return self._future
@@ -113,6 +114,29 @@ class Work(dist.Work):
         self.wait()
 
     def source_rank(self) -> int:
-        return self._source
+        return self.source
 
     _source_rank = source_rank
+
+
+class Together(dist.Work):
+    """Several works of c10d as one."""
+
+    def __init__(self, works: Sequence[dist.Work]) -> None:
+        super().__init__()
+        self._works = works
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        for work in self._works:
+            work.wait(timeout) if timeout else work.wait()
+        return True
+
+    def get_future(self) -> torch.futures.Future:
+        parts = torch.futures.collect_all([work.get_future() for work in self._works])
+        return parts.then(lambda done: [tensor for part in done.value() for tensor in part.value()])
+
+    def is_completed(self) -> bool:
+        return all(work.is_completed() for work in self._works)
+
+    def synchronize(self) -> None:
+        self.wait()

@@ -43,7 +43,9 @@ def _shape(pipeline: Pipeline) -> str:
 def reason_against(loser: Prediction, winner: Prediction) -> str:
     """What the slower plan spends its extra time on."""
     extra = loser.step_seconds.mid - winner.step_seconds.mid
-    if extra <= 0:
+    if abs(extra) < 1e-3 * winner.step_seconds.mid:
+        return "as fast"
+    if extra < 0:
         return "faster, but worse by the job's objective"
     parts = {
         "compute on its slowest stage": loser.breakdown.compute - winner.breakdown.compute,

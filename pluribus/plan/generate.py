@@ -39,12 +39,14 @@ class Generator:
         pools: addresses of the pools whose chips may be used.
         available: [pools] chips of each.
         columns: found so far, in order of finding.
+        estimates_sums: whether gradient sums are estimated from the mixes found, not as given.
     """
 
     setting: Setting
     pools: tuple[str, ...]
     available: Array
     columns: list[Column] = field(default_factory=list)
+    estimates_sums: bool = True
     grids: dict[int, Array] = field(default_factory=dict)
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
@@ -194,7 +196,7 @@ class Generator:
                 return np.inf
             self.price(deadline, deadline * self.speeds * 0.85)
         before = self.deadline(self.ideal_seconds)
-        estimated = False
+        estimated = not self.estimates_sums
         for _ in range(_ROUNDS):
             self.price(before, self.chip_prices(before))
             now = self.deadline(self.ideal_seconds)
@@ -224,17 +226,15 @@ class Generator:
                 caps = _coarse(pricer, deadline)
             found: list[tuple[float, float]] = []
             lanes = _lanes(caps, size, deadline, self.batch)
-            for group in lanes.alike():
-                some = lanes[group]
-                worthwhile = size * (deadline / some.cap + 1) * 1.1
-                solution = pricer.solve(chip_prices, some, worthwhile)
-                for column, cap in self._best(solution):
-                    for one in dict.fromkeys((column, self.recut(column))):
-                        most = min(self.pace(one).most(deadline), self.batch / size)
-                        ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
-                        found.append((ratio, cap))
-                        if ratio > _KEEP or not self.columns:
-                            self.add(one)
+            worthwhile = size * (deadline / lanes.cap + 1) * 1.2
+            solution = pricer.solve(chip_prices, lanes, worthwhile)
+            for column, cap in self._best(solution):
+                for one in dict.fromkeys((column, self.recut(column))):
+                    most = min(self.pace(one).most(deadline), self.batch / size)
+                    ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
+                    found.append((ratio, cap))
+                    if ratio > _KEEP or not self.columns:
+                        self.add(one)
             self.grids[size] = _finer(caps, found)
 
     def add(self, column: Column) -> None:
@@ -246,6 +246,8 @@ class Generator:
     def _best(self, solution: Solution) -> list[tuple[Column, float]]:
         """Of each lane the best pipeline, with the lane's cap."""
         result: dict[Column, float] = {}
+        if not len(solution.values):
+            return []
         best = solution.values.argmin(axis=0)
         for lane, depth in enumerate(best):
             if np.isfinite(solution.values[depth, lane]):

@@ -17,10 +17,11 @@ from pluribus.hardware.pool import Pool
 from pluribus.model.share import Share
 from pluribus.plan.columns import StageKind
 from pluribus.predict.boundary import boundary_seconds
-from pluribus.predict.compute import optimizer_seconds, share_of
+from pluribus.predict.compute import share_of
 from pluribus.predict.memory import (
     USABLE_SHARE,
     StateBytes,
+    gathered_bytes,
     held_at_once,
     kept_bytes,
     message_bytes,
@@ -28,6 +29,7 @@ from pluribus.predict.memory import (
     working_bytes,
 )
 from pluribus.predict.setting import Setting
+from pluribus.predict.update import optimizer_seconds
 from pluribus.spec.plan import Stage
 
 Array = NDArray[np.float64]
@@ -198,6 +200,7 @@ class Prices:
         result = self.parameters * state.total + self._kept(0.0)
         for row, (kind, share) in enumerate(zip(self.kinds, self._shares(), strict=True)):
             result[row] += process_bytes(setting.pool(kind.pool).chip)
+            result[row] += gathered_bytes(setting.model.hidden_size, share, setting.software)
             messages = np.full(
                 len(runs.counts), 2 * message_bytes(setting.model.hidden_size, share)
             )
@@ -235,7 +238,9 @@ class Prices:
         """[kinds, runs] seconds of the optimiser's update."""
         setting, factors = self.setting, self.setting.calibration
         each = [
-            optimizer_seconds(1.0, setting.pool(kind.pool).chip, setting.profile, factors)
+            optimizer_seconds(
+                1.0, setting.pool(kind.pool).chip, setting.profile, factors, setting.software
+            )
             for kind in self.kinds
         ]
         update = self.parameters * np.array(each)[:, None]
@@ -287,27 +292,21 @@ class Hops:
                 theirs: no placement is quicker.
         """
         rows: dict[tuple[str, int], int] = {}
-        lanes: list[int] = []
         senders = []
         for kind in kinds:
-            pool = setting.pool(kind.pool)
             ranks = kind.tensor_parallel * kind.context_parallel
-            fills = kind.num_chips >= pool.chips_per_node
-            # Nearness alone sets kinds apart where a floor is wanted: the widest stands for all.
-            row = rows.setdefault((kind.pool, int(fills) if near else ranks), len(rows))
-            lanes += [1] * (len(rows) - len(lanes))
-            lanes[row] = max(lanes[row], ranks)
-            senders.append(row)
+            senders.append(rows.setdefault((kind.pool, ranks), len(rows)))
         seconds = np.zeros((len(rows), len(pools)))
-        for (address, mark), row in rows.items():
-            pool, width = setting.pool(address), lanes[row]
-            fills = bool(mark) if near else width >= pool.chips_per_node
+        for (address, width), row in rows.items():
+            pool = setting.pool(address)
+            fills = width >= pool.chips_per_node
             source = _stage(f"{address}/0/0", width)
             for column, other in enumerate(pools):
                 targets = [f"{other}/0/0"]
                 if other == address:
                     targets = [f"{other}/1/0"] if pool.nodes > 1 else []
-                    targets += [] if fills or (targets and not near) else [f"{other}/0/1"]
+                    targets += [] if fills or (targets and not near) else [f"{other}/0/{width}"]
+                # A narrower next stage takes longer, a wider one no less: fewer ranks send.
                 times = [
                     boundary_seconds(setting, source, _stage(target, width), micro_batch_size)
                     for target in targets

@@ -8,6 +8,7 @@ pipelines of many speeds.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.plan.columns import Column, StageChoice
-from pluribus.plan.prices import MANY, Array, Hops, Prices
+from pluribus.plan.prices import Array, Hops, Prices
+from pluribus.plan.pricing_table import NativeTable, fill_numpy
 
 _ALIKE = 1.6  # caps within this ratio go through the table together
 
@@ -85,165 +87,94 @@ class Pricer:
         """Of each kind of stage, its chips."""
         return np.array([kind.num_chips for kind in self.prices.kinds])
 
-    def solve(self, chip_prices: Array, lanes: Lanes, budget: Array) -> Solution:
+    @cached_property
+    def segments(self) -> NDArray[np.int64]:
+        """[segments, 4] (q, begin, end, run): the run of q layers from layer a is of this kind for
+        every a in [begin, end); by q. Layers alike make few of them."""
+        kind, rows = self.prices.runs.kind, []
+        size = len(kind)
+        for q in range(1, size + 1):
+            column = kind[: size - q + 1, q]
+            edges = [0, *(np.flatnonzero(np.diff(column)) + 1), len(column)]
+            rows += [(q, a, b, column[a]) for a, b in itertools.pairwise(edges)]
+        return np.array(rows, dtype=np.int64)
+
+    @cached_property
+    def opening(self) -> Array:
+        """[kinds, L] `tails` of the runs of 1, 2, … layers from the first one."""
+        return np.ascontiguousarray(self.tails[:, self.prices.runs.kind[0, 1:]])
+
+    @cached_property
+    def native(self) -> NativeTable | None:
+        """The compiled loops over this problem; None where they could not be compiled."""
+        return NativeTable.of(self)
+
+    def solve(
+        self, chip_prices: Array, lanes: Lanes, budget: Array, *, columns: bool = True
+    ) -> Solution:
         """Prices pipelines of every depth.
 
         Args:
             chip_prices: of one chip of each pool.
             lanes: what is asked.
-            budget: per lane, the price beyond which a pipeline is of no interest.
+            budget: per lane, the price beyond which a pipeline is of no interest: it may then be
+                missing.
+            columns: whether pipelines will be asked for, not only their prices.
         """
-        solution = Solution(self, chip_prices, lanes)
-        solution.fill(budget)
-        return solution
+        price = chip_prices[self.pool_of] * self.chips
+        if self.native is not None:
+            values, tables = self.native.fill(price, lanes, budget, columns)
+        else:
+            values, tables = fill_numpy(self, price, lanes, budget)
+        return Solution(self, price, lanes, values, tables)
 
 
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The filled table of one `Pricer.solve`.
 
     Attributes:
-        values: [depths, lanes] least price of a pipeline of 1, 2, … stages.
+        price: [kinds] of each kind of stage's chips.
+        values: [depths, lanes] least price of a pipeline of 1, 2, … stages; infinite where there
+            is none within the lane's budget.
+        tables: [lanes, depths, pools, L + 1] least price of the last stages, the first of them in
+            a pool, from a layer on; None where no columns are wanted.
     """
 
-    def __init__(self, pricer: Pricer, chip_prices: Array, lanes: Lanes) -> None:
-        self.pricer = pricer
-        self.lanes = lanes
-        prices = pricer.prices
-        self._price = chip_prices[pricer.pool_of] * pricer.chips
-        # Runs too long for any lane never appear below.
-        quickest = prices.seconds.min(axis=0)
-        short = quickest <= lanes.cap.max()
-        kind = prices.runs.kind
-        lengths = [q for q in range(1, kind.shape[1]) if short[kind[: len(kind) - q + 1, q]].any()]
-        self._longest = max(lengths, default=0)
-        self._tables: list[Array] = []
-        self.values = np.empty((0, len(lanes)))
-
-    def _stage_prices(self, lanes: slice | NDArray[np.intp]) -> Array:
-        """[lanes, kinds, runs] price of a stage; infinite where it takes too long."""
-        seconds = self.pricer.prices.seconds
-        result = self.lanes.stage[lanes][:, None, None] * seconds
-        result += self._price[:, None]
-        result[seconds > self.lanes.cap[lanes][:, None, None]] = np.inf
-        return result
-
-    def _fits(self, depth: int) -> NDArray[np.bool_]:
-        """[kinds, runs] whether the stage that is `depth`-th from the end has the memory."""
-        return self.pricer.prices.most_held >= min(depth, self.lanes.hold)
-
-    def _onward(self, table: Array, lanes: slice | NDArray[np.intp]) -> Array:
-        """[lanes, senders, L + 1] price of the later stages and the message to them."""
-        hops = self.lanes.hop[lanes][:, None, None] * self.pricer.hops.seconds
-        result = np.full((len(table), hops.shape[1], table.shape[2]), np.inf)
-        for pool in range(table.shape[1]):
-            np.minimum(result, table[:, None, pool] + hops[:, :, pool, None], out=result)
-        return result
-
-    def fill(self, budget: Array) -> None:
-        pricer = self.pricer
-        kind = pricer.prices.runs.kind
-        size = len(kind)
-        everything = slice(None)
-        stage = self._stage_prices(everything)
-        senders, num_senders = pricer.hops.senders, len(pricer.hops.seconds)
-        members = [np.flatnonzero(senders == g) for g in range(num_senders)]
-        opening = pricer.tails[:, kind[0, 1:]]  # [kinds, lengths]
-        lengths = pricer.prices.runs.counts.sum(axis=1)
-        cheapest_layer = (stage / lengths).min(axis=(1, 2))
-        # Of the layers not yet held; a way to use chips that holds none has no price at all.
-        before = (
-            np.arange(size + 1)
-            * np.where(np.isfinite(cheapest_layer), cheapest_layer, float(MANY))[:, None]
-        )
-        values: list[Array] = []
-        fits = None
-        for depth in range(1, size + 1):
-            now = self._fits(depth)
-            if fits is None or (now != fits).any():
-                fits = now
-                masked = np.where(fits, stage, np.inf)
-                cheapest = np.stack([masked[:, m].min(axis=1) for m in members], axis=1)
-            onward = self._onward(self._tables[-1], everything) if self._tables else None
-            table = self._layer(cheapest, onward)
-            first = self._first(masked, onward, opening)
-            values.append(first)
-            self._tables.append(table)
-            if not ((table.min(axis=1) + before).min(axis=1) <= budget).any():
-                break
-        self.values = np.stack(values)
-
-    def _layer(self, cheapest: Array, onward: Array | None) -> Array:
-        """[lanes, pools, L + 1] least price of the last stages from layer a on."""
-        kind = self.pricer.prices.runs.kind
-        size = len(kind)
-        pools = self.pricer.pool_of_sender
-        result = np.full((len(cheapest), cheapest.shape[1], size + 1), np.inf)
-        if onward is None:
-            last = np.arange(max(size - self._longest, 0), size)
-            result[:, :, last] = cheapest[:, :, kind[last, size - last]]
-        else:
-            for q in range(1, min(self._longest, size - 1) + 1):
-                price = cheapest.take(kind[: size - q, q], axis=2)
-                price += onward[:, :, q:size]
-                np.minimum(result[:, :, : size - q], price, out=result[:, :, : size - q])
-        if len(pools) == len(self.pricer.pools):
-            return result[:, np.argsort(pools)]
-        return np.stack(
-            [result[:, pools == p].min(axis=1) for p in range(len(self.pricer.pools))], axis=1
-        )
-
-    def _first(self, stage: Array, onward: Array | None, opening: Array) -> Array:
-        """[lanes] least price of a whole pipeline, its first stage with the step's tail."""
-        return self._openings(stage, onward, opening, slice(None)).min(axis=(1, 2))
-
-    def _openings(
-        self, stage: Array, onward: Array | None, opening: Array, lanes: slice | NDArray[np.intp]
-    ) -> Array:
-        """[lanes, kinds, lengths] price of a whole pipeline by its first stage."""
-        kind = self.pricer.prices.runs.kind
-        size = len(kind)
-        longest = min(self._longest, size)
-        price = stage[:, :, kind[0, 1 : longest + 1]]
-        price += self.lanes.tail[lanes][:, None, None] * opening[:, :longest]
-        if onward is None:
-            price[:, :, : size - 1] = np.inf
-            if longest < size:
-                price[:] = np.inf
-        else:
-            price += onward[:, self.pricer.hops.senders, 1 : longest + 1]
-        return price
+    pricer: Pricer
+    price: Array
+    lanes: Lanes
+    values: Array
+    tables: Array | None
 
     def column(self, depth: int, lane: int) -> Column:
         """The cheapest pipeline of a depth and a lane."""
-        one = np.array([lane])
-        prices, kind = self.pricer.prices, self.pricer.prices.runs.kind
+        assert self.tables is not None
+        pricer, lanes = self.pricer, self.lanes
+        prices, kind = pricer.prices, pricer.prices.runs.kind
         size = len(kind)
-        stage = self._stage_prices(one)
         stages: list[StageChoice] = []
-        a, pool = 0, None
+        a, rows = 0, np.arange(len(prices.kinds))
         for left in range(depth, 0, -1):
-            masked = np.where(self._fits(left), stage, np.inf)
-            onward = self._onward(self._tables[left - 2][one], one) if left > 1 else None
-            if pool is None:
-                price = self._openings(masked, onward, self.pricer.tails[:, kind[0, 1:]], one)[0]
-                row, q = divmod(int(price.argmin()), price.shape[1])
-                q += 1
-            else:
-                lengths = np.arange(1, min(self._longest, size - a) + 1)
-                price = masked[0][:, kind[a, lengths]]
-                if onward is None:
-                    price = np.where(lengths == size - a, price, np.inf)
-                else:
-                    price = price + onward[0][self.pricer.hops.senders][:, a + lengths]
-                price = np.where((self.pricer.pool_of == pool)[:, None], price, np.inf)
-                row, q = divmod(int(price.argmin()), price.shape[1])
-                q += 1
-            assert np.isfinite(price[row, q - 1])
-            stages.append(StageChoice(prices.kinds[row], (a, a + q)))
-            a += q
+            lengths = np.arange(1, size - a + 1) if left > 1 else np.array([size - a])
+            runs = kind[a, lengths]
+            seconds = prices.seconds[np.ix_(rows, runs)]
+            price = lanes.stage[lane] * seconds + self.price[rows, None]
+            held = prices.most_held[np.ix_(rows, runs)] >= min(left, lanes.hold)
+            price[~held | (seconds > lanes.cap[lane])] = np.inf
+            if a == 0:
+                price += lanes.tail[lane] * pricer.opening[np.ix_(rows, lengths - 1)]
             if left > 1:
-                sender = self.pricer.hops.senders[row]
-                after = self._tables[left - 2][lane, :, a]
-                after = after + self.lanes.hop[lane] * self.pricer.hops.seconds[sender]
-                pool = int(after.argmin())
+                hops = lanes.hop[lane] * pricer.hops.seconds
+                after = self.tables[lane, left - 2]
+                onward = (after[None] + hops[:, :, None]).min(axis=1)
+                price += onward[np.ix_(pricer.hops.senders[rows], a + lengths)]
+            row, q = divmod(int(price.argmin()), price.shape[1])
+            assert np.isfinite(price[row, q])
+            row, end = int(rows[row]), a + int(lengths[q])
+            stages.append(StageChoice(prices.kinds[row], (a, end)))
+            a = end
+            if left > 1:
+                pool = int((after[:, a] + hops[pricer.hops.senders[row]]).argmin())
+                rows = np.flatnonzero(pricer.pool_of == pool)
         return Column(tuple(stages), prices.micro_batch_size)

@@ -132,17 +132,18 @@ class Search:
         rates = [column.micro_batch_size / generator.pace(column).each for column in
                  generator.columns]  # fmt: skip
         rate = float(mix.uses @ np.array(rates))  # sequences that one second more delivers
-        return {
-            pool: float(value) * self.setting.pool(pool).chips_per_node / rate
-            for pool, value in zip(self.pools, mix.chip_values, strict=True)
-        }
+        saved = {}
+        for pool, value in zip(self.pools, mix.chip_values, strict=True):
+            more = float(value) * self.setting.pool(pool).chips_per_node  # sequences
+            saved[pool] = more / rate / (1 + more / generator.batch)
+        return saved
 
     def _bound(self, chosen: Scored) -> float | None:
         """A step no plan goes below, where time is the objective."""
         if self.setting.job.plan.objective != "time" or not np.isfinite(self._deadline):
             return None
         self.progress("a bound on every plan")
-        return min(Bound(self.generator).seconds(self._deadline), chosen.seconds)
+        return min(Bound(self.generator).seconds(), chosen.seconds)
 
     def best_few(self, count: int) -> tuple[Plan, ...]:
         """The best plan and those that come next, each a way of its own to use the pools."""

@@ -15,6 +15,7 @@ from pluribus.predict.compute import share_of
 from pluribus.predict.memory import (
     USABLE_SHARE,
     StateBytes,
+    gathered_bytes,
     held_at_once,
     kept_bytes,
     loss_bytes,
@@ -80,6 +81,7 @@ class StageTable:
         static = self.parameters * state.total + _runs(self._kept(0.0))
         static += process_bytes(setting.pool(kind.pool).chip)
         static[:-1, -1] += loss_bytes(setting.model.vocab_size, self._share, setting.software)
+        static += gathered_bytes(setting.model.hidden_size, self._share, setting.software)
         messages = np.full_like(static, 2 * message_bytes(setting.model.hidden_size, self._share))
         messages[0, -1] = 0.0  # a run of all layers has no neighbour
         return static + messages

@@ -6,7 +6,6 @@ and of what its ranks say to each other. Measurements of the layer at other size
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,10 +14,11 @@ from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.layer import Layer, Recompute
 from pluribus.model.share import Share
-from pluribus.predict.grid import read_grid, read_share
+from pluribus.predict.grid import read_grid
 from pluribus.predict.nearby import Level
 from pluribus.predict.operator_tables import TABLE_SPREAD, OperatorTimes, operator_times
 from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work, operator_work
+from pluribus.predict.replicas import exposed_seconds
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.predict.stage_time import StageTime, added
 from pluribus.predict.talk import Talk, layer_talk
@@ -28,11 +28,6 @@ from pluribus.spec.profile import Grid, LayerTime, Profile, indices
 # Half-width of the interval around a roofline time; rooflines with one efficiency per chip are
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
 ROOFLINE_SPREAD = 0.25
-
-# Bytes one update moves per parameter: fp32 gradient read for the norm and again for the
-# update, master weight and both moments read and written, the 16-bit copy written, and the
-# gradient cleared.
-UPDATE_BYTES = 38
 
 # How sharply the slower of host and chip sets the pace; fitted on half of vTrain's single-node
 # runs.
@@ -71,17 +66,24 @@ class LayerCost:
                 time.forward, time.backward + again * time.forward, time.spread,
                 time.weight_gradient,
             )  # fmt: skip
-        host = (software.host_s + software.host_talk_s * (tp - 1)) * calibration.host
+        host = 0.0
+        if self.block:
+            host = (software.host_s + software.host_talk_s * (tp - 1)) * calibration.host
         talk = self.talk.total.seconds(calibration)
         forward = _pace(self.forward.seconds(calibration) + talk, host)
-        backward = self.backward.seconds(calibration) + talk
+        tensor = shown = self.talk.tensor.seconds(calibration)
+        if software.overlap_backward:
+            # Where tokens are divided, the gather before a region's backward stays exposed.
+            under = tensor / 2 if software.sequence_parallel else tensor
+            shown += exposed_seconds(under, self.weight * calibration.matmul) - under
+        backward = self.backward.seconds(calibration) + talk - tensor + shown
         backward = _pace(backward, software.host_backward * host)
         return StageTime(
             forward,
             backward + again * forward,
             calibration.spread or self.spread,
             self.weight * calibration.matmul,
-            tensor=(2 + again) * self.talk.tensor.seconds(calibration),
+            tensor=(1 + again) * tensor + shown,
             expert=(2 + again) * self.talk.expert.seconds(calibration),
             context=(2 + again) * self.talk.context.seconds(calibration),
         )
@@ -337,64 +339,12 @@ def layer_work(
     element = max(2, DTYPE_BYTES[precision])
     passes = software.eager_passes if getattr(layer, "norm", None) == "rms" else 1.0
     for operator in layer.operators(
-        micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=element
-    ):
+        micro_batch, sequence_length, tp=tp, cp=cp, ep=ep,
+        sequence_parallel=software.sequence_parallel, bytes_per_element=element,
+    ):  # fmt: skip
         tabled = times and times.work(operator, precision, micro_batch)
-        found = tabled or operator_work(operator, chip, precision, software, passes)
+        moved = passes * (software.loss_passes if operator.name == "cross_entropy" else 1.0)
+        found = tabled or operator_work(operator, chip, precision, software, moved)
         ahead, back, weight = found
         forward, backward, weights = forward + ahead, backward + back, weights + weight
     return forward, backward, weights
-
-
-def optimizer_seconds(
-    parameters: float, chip: Chip, profile: Profile | None, calibration: Calibration = IDENTITY
-) -> float:
-    """Seconds of one AdamW update of this many parameters on one chip: measured, or
-    `update_work`."""
-    measured = profile and profile.optimizer(chip.key)
-    if measured:
-        return parameters * measured.seconds_per_parameter
-    return update_work(parameters, chip).seconds(calibration)
-
-
-def update_seconds(
-    layers: Sequence[Layer],
-    parameters: float,
-    chip: Chip,
-    tp: int,
-    sequence_length: int,
-    precision: str,
-    profile: Profile | None,
-    calibration: Calibration = IDENTITY,
-) -> float:
-    """Seconds of the optimiser for some layers: layer by layer where that was measured, else by
-    the number of parameters on the chip."""
-    total = 0.0
-    for layer in layers:
-        grid = (
-            profile.layer_grid(chip.key, layer.signature, sequence_length, precision)
-            if profile
-            else {}
-        )
-        # An update does not know of micro-batches: the median over those it was timed with.
-        row = {
-            degree: statistics.median(updates)
-            for degree, times in grid.items()
-            if (updates := [time.update for time in times.values() if time.update is not None])
-        }
-        if not row:
-            return optimizer_seconds(parameters, chip, profile, calibration)
-        total += read_share(row, tp)
-    return total
-
-
-def update_work(parameters: float, chip: Chip) -> Work:
-    """Memory traffic of one fused AdamW update, `UPDATE_BYTES` per parameter."""
-    rate = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
-    return Work(memory=parameters * UPDATE_BYTES / rate)
-
-
-def relayout_work(parameters: float, chip: Chip) -> Work:
-    """Gradients cut anew for ranks that divide matrices otherwise, and back: each is read and
-    written twice, in fp32."""
-    return Work(memory=parameters * 16 / (chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY))

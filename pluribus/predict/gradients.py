@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from pluribus.predict.algorithms import ALL_REDUCE
 from pluribus.predict.collectives import group_all_reduce_seconds
-from pluribus.predict.compute import relayout_work
 from pluribus.predict.crossing import crossing
 from pluribus.predict.curves import curve_all_reduce_seconds
 from pluribus.predict.degrees import Degrees, Parameters
@@ -19,6 +18,7 @@ from pluribus.predict.replicas import Replicas, group_of, sync_work
 from pluribus.predict.schedule import GradientGroup
 from pluribus.predict.setting import Setting
 from pluribus.predict.talk import group_work
+from pluribus.predict.update import relayout_work
 from pluribus.spec.plan import Plan, Stage
 
 # A shared link: a node whose chips share adapters, or the ends of a link between pools.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pluribus.core.units import GIB
+from pluribus.core.units import DTYPE_BYTES, GIB
 from pluribus.hardware.chip import Chip
 from pluribus.hardware.cluster import Pool
 from pluribus.model.feed_forward import DenseFeedForward
@@ -53,6 +53,8 @@ class StateBytes:
 
     @classmethod
     def of(cls, software: Software, precision: str) -> StateBytes:
+        if software.frozen:  # adapters' own share is under a hundredth
+            return cls(DTYPE_BYTES["fp32" if precision == "fp32" else "bf16"], 0, 0)
         if precision == "fp32":  # no 16-bit copy, no other master
             return cls(4, 4, 8)
         return cls(software.weight_bytes, software.gradient_bytes, software.optimizer_bytes)
@@ -106,9 +108,9 @@ def chip_memory(
         activations += max((working_bytes(layer, share, software) for layer in layers), default=0)
     if layers[-1].kind == "head":
         activations += loss_bytes(vocab_size, share, software)
-    buffers = 0.0
+    buffers = gathered_bytes(layers[0].hidden_size, share, software)
     if neighbours:
-        buffers = 2 * message_bytes(layers[0].hidden_size, share)
+        buffers += 2 * message_bytes(layers[0].hidden_size, share)
     if whole_stage:
         buffers += share.bytes_per_element * parameters.total
     elif degrees.zero >= 3:
@@ -136,6 +138,12 @@ def loss_bytes(vocab_size: int, share: Share, software: Software) -> float:
     """Logits beyond those that the head keeps, while the loss is taken."""
     logits = share.micro_batch * share.sequence_length * vocab_size / share.tp
     return software.loss_copies * logits * share.bytes_per_element
+
+
+def gathered_bytes(hidden_size: int, share: Share, software: Software = PLURIBUS) -> float:
+    """Hidden states that the block at work has whole, where its ranks divide the tokens."""
+    divided = share.tp > 1 and share.sequence_parallel
+    return software.gathered * message_bytes(hidden_size, share) if divided else 0.0
 
 
 def process_bytes(chip: Chip) -> float:

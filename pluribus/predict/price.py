@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pluribus.predict.compute import optimizer_seconds, share_of
+from pluribus.predict.compute import share_of
 from pluribus.predict.degrees import Degrees, Parameters, updated
 from pluribus.predict.memory import held_parameters
 from pluribus.predict.replicas import Replicas, exposed_seconds, gather_work
 from pluribus.predict.setting import Setting
 from pluribus.predict.stage_time import StageTime, added, scaled
+from pluribus.predict.update import optimizer_seconds
 from pluribus.spec.plan import Pipeline
 
 
@@ -71,7 +72,7 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
     if owned == held.total:
         update = setting.update_seconds(stage.pool, stage.layer_indices, degrees.tp, owned)
     else:
-        update = optimizer_seconds(owned, pool.chip, setting.profile, factors)
+        update = optimizer_seconds(owned, pool.chip, setting.profile, factors, software)
     update += software.step_s * factors.host
     return StagePrice(
         tuple(chunks), update * factors.overhead, pipeline.rounds, once * factors.overhead

@@ -22,7 +22,6 @@ from pluribus.predict.compute import (
     counted,
     layer_cost,
     share_of,
-    update_work,
 )
 from pluribus.predict.degrees import Degrees, Parameters, updated
 from pluribus.predict.memory import message_bytes
@@ -37,6 +36,7 @@ from pluribus.predict.replicas import (
 )
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.predict.stage_time import added
+from pluribus.predict.update import update_work
 from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.plan import ScheduleName
 
@@ -230,7 +230,7 @@ def regular_terms(
         unlike[key] = StageTerms(
             1, tuple(kinds), gather,
             sync_work(parameters, layout.zero, replicas, software, share.bytes_per_element),
-            update_work(owned, pool.chip),
+            update_work(owned, pool.chip, software),
         )  # fmt: skip
     message = Work()
     if layout.pp > 1:

@@ -10,8 +10,9 @@ no stage run side by side, last layers first: the stages that hold them are the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pluribus.predict.schedules.base import Action, ActionKind, Order, Placement, with_messages
 from pluribus.predict.schedules.gpipe import gpipe
@@ -109,6 +110,11 @@ def in_flight(structure: Structure, stage: int) -> float:
         return structure.micro_batches
     if structure.schedule == "1f1b":
         return min(structure.num_stages - stage, structure.micro_batches)
+    # Once a pipeline is full it goes round in circles.
+    forward, backward, _, message = structure.pass_times
+    around = math.ceil((forward + backward + 2 * message) / forward)
+    full = structure.num_stages * (3 + 2 * around)
+    structure = replace(structure, micro_batches=min(structure.micro_batches, full))
     return _most_held(structure)[stage] / structure.chunks
 
 

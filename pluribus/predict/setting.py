@@ -11,10 +11,11 @@ from pluribus.core.errors import PlanError
 from pluribus.hardware.cluster import Cluster, Pool
 from pluribus.model.layer import Layer, Recompute
 from pluribus.model.model import Model
-from pluribus.predict.compute import LayerCost, layer_cost, share_of, update_seconds
+from pluribus.predict.compute import LayerCost, layer_cost, share_of
 from pluribus.predict.measured_layer import measured_layers, measured_model
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.predict.stage_time import StageTime, added
+from pluribus.predict.update import update_seconds
 from pluribus.spec.calibration import IDENTITY, Calibration
 from pluribus.spec.job import Job
 from pluribus.spec.plan import Pipeline, Plan, Stage
@@ -128,7 +129,7 @@ class Setting:
         """
         return update_seconds(
             [self.model.layers[i] for i in layers], parameters, self.pool(pool).chip, tp,
-            self.sequence_length, self.precision, self.profile, self.calibration,
+            self.sequence_length, self.precision, self.profile, self.calibration, self.software,
         )  # fmt: skip
 
     def calibrated(self, calibration: Calibration) -> Setting:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Bytes one mixed-precision update moves per parameter: fp32 gradient read for the norm and again
+# for the update, master weight and both moments read and written, the 16-bit copy written, and
+# the gradient cleared.
+UPDATE_BYTES = 38
+
 
 @dataclass(frozen=True, kw_only=True)
 class Software:
@@ -31,17 +36,23 @@ class Software:
         eager_passes: traffic of RMS norms, rotary embeddings and gated activations as a multiple
             of what fused kernels move: without a compiler each is a chain of kernels, where a
             layer norm or GELU is one.
+        loss_passes: traffic of the loss over the vocabulary as a multiple of one fp32 softmax's.
         accumulate_bytes: moved per parameter to add a micro-batch's gradient to the sum, beyond
             what the product that makes it hides.
         overlap_tensor: share of the tensor-parallel sums that runs under matrix products.
+        overlap_backward: whether the backward's tensor-parallel sums run under the products that
+            make weight gradients.
         overlap_messages: whether an interleaved pipeline sends while it computes.
         ring_attention: seconds of attention over context-parallel ranks, as a multiple of its
             share of one rank's.
+        update_bytes: moved per parameter by one update.
         frozen: whether adapters alone are trained (LoRA): no weight gradients, no sums.
         host_s: seconds the host takes to launch the forward of one layer: a small layer cannot
             take less.
         host_talk_s: what each further tensor-parallel rank adds to it, as they wait for the
             slowest host.
+        sum_wait_s: what a block's sum over two ranks takes twice beyond the link, and each
+            doubling of them once more: ranks wait for the slowest.
         host_backward: the same of the backward, as a multiple of the forward's.
         micro_batch_s: seconds of each micro-batch outside layers.
         step_s: seconds of each step outside layers and updates: data, logging, scaling.
@@ -54,6 +65,9 @@ class Software:
             activations.
         loss_copies: how many more times than the layer itself keeps them the logits are in
             memory while the loss is taken.
+        gathered: hidden states of all tokens that a block of divided tokens has whole at once in
+            its backward: the gathered input of a product and its gradient, or those of both
+            tensor-parallel regions.
     """
 
     flash_attention: bool = True
@@ -70,13 +84,17 @@ class Software:
     selective_kept: float = 1.0
     selective_again: float = 0.1
     eager_passes: float = 1.0
+    loss_passes: float = 1.0
     accumulate_bytes: float = 6
     overlap_tensor: float = 0.0
+    overlap_backward: bool = False
     overlap_messages: bool = False
     ring_attention: float = 1.0
+    update_bytes: float = UPDATE_BYTES
     frozen: bool = False
     host_s: float = 0.0
     host_talk_s: float = 0.0
+    sum_wait_s: float = 0.0
     host_backward: float = 1.0
     micro_batch_s: float = 0.0
     step_s: float = 0.0
@@ -85,6 +103,7 @@ class Software:
     sum_byte_s: float = 0.0
     cache_share: float = 0.0
     loss_copies: float = 0.0
+    gathered: float = 2
 
 
 PLURIBUS = Software()
@@ -93,12 +112,13 @@ PLURIBUS = Software()
 UNFUSED_FRAGMENTATION = 0.1
 
 # fp16 weights, fp32 master, kernels before flash attention. Host times are fitted on half of
-# vTrain's single-node runs (2 to 8 A100), the only ones small enough to show them.
+# vTrain's single-node runs (2 to 8 A100, layers like these), the only ones small enough to show
+# them.
 MEGATRON_2021 = Software(
     flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION, blocking_messages=True,
     sequence_parallel=False, gradient_sync_bytes=2, weight_bytes=2, optimizer_bytes=12,
-    selective_again=0.15, host_s=1.0e-3, host_talk_s=4.5e-5, host_backward=0.92,
-    micro_batch_s=1.7e-3, step_s=2.4e-4,
+    selective_again=0.15, host_s=0.9e-3, host_talk_s=3e-5, host_backward=2.3,
+    micro_batch_s=1e-3, step_s=2.4e-4,
 )  # fmt: skip
 # The same design since 2023; its host times are a guess, half of the above. The product that
 # makes a gradient adds it to the sum as well: the bytes that still show are read off the
@@ -114,12 +134,13 @@ MEGATRON_BRIDGE = replace(MEGATRON, overlap_gradients=True, overlap_tensor=0.6)
 # Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use. Its selective
 # recompute keeps every second product; the plain loss keeps logits in 16 bits, in fp32, their
 # log-softmax and its gradient. Passes of eager kernels and ring attention are read off
-# torchtitan's runs with and without a compiler, and with 4 and 8 context-parallel ranks.
+# torchtitan's runs with and without a compiler, and with 4 and 8 context-parallel ranks. Sharded
+# tensors keep the gathered inputs of a block that is run again, where Megatron gathers them anew.
 FSDP = Software(
     logit_bytes=14, selective_kept=0.67,
     overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
     accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
-    micro_batch_s=2e-3, step_s=1e-3,
+    micro_batch_s=2e-3, step_s=1e-3, gathered=4,
 )  # fmt: skip
 # Megatron-DeepSpeed's pipeline engine: messages block and are parted over the tensor-parallel
 # ranks (its `PartitionedTensor`), gradients are summed after the last micro-batch. Memory as the

@@ -7,6 +7,7 @@ Ranks fill nodes by tensor, then context, then data parallelism; a group whose m
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 from pluribus.hardware.pool import Pool
@@ -64,7 +65,8 @@ def layer_talk(
     tensor = expert = context = NOTHING
     if share.tp > 1:
         sums = (2 if block else 1) * (1 - software.overlap_tensor)
-        tensor = _around_region(hidden, pool, share, times) * sums
+        wait = Work(intra=software.sum_wait_s * math.log2(2 * share.tp)) if block else NOTHING
+        tensor = (_around_region(hidden, pool, share, times) + wait) * sums
     if share.cp > 1 and block:
         heads = layer.attention
         width = getattr(heads, "num_kv_heads", 1) * getattr(heads, "head_dim", 0) or 512

@@ -96,22 +96,32 @@ def write_part(
         ("model", model),
         ("optimizer", optimizer),
     )
-    files = []
-    for kind, tensors in kinds:
-        if tensors:
-            path = directory / f"{kind}{suffix}.safetensors"
-            save_file(
-                {name: _owned(tensor) for name, tensor in tensors.items()}, path, {"format": "pt"}
-            )
-            files.append(
-                TensorFile(
-                    kind=kind,
-                    file=describe(path),
-                    tensor_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-                    tensors=tuple(tensors),
-                )
-            )
+    files = [_write(directory, kind, suffix, tensors) for kind, tensors in kinds if tensors]
     return PartManifest(files=tuple(files))
+
+
+def write_residuals(
+    directory: Path, rank: int, num_ranks: int, residuals: Mapping[str, Tensor]
+) -> PartManifest:
+    """Writes what one rank's codecs have not said yet (`comm.codecs.residuals`).
+
+    They belong to this rank of this plan; see `load_residuals`.
+    """
+    assert num_ranks > 1
+    named = {f"{rank}/{name}": tensor for name, tensor in residuals.items()}
+    suffix = f"-{rank + 1:05d}-of-{num_ranks:05d}"
+    return PartManifest(files=(_write(directory, "residuals", suffix, named),) if named else ())
+
+
+def _write(directory: Path, kind: Kind, suffix: str, tensors: Mapping[str, Tensor]) -> TensorFile:
+    path = directory / f"{kind}{suffix}.safetensors"
+    save_file({name: _owned(tensor) for name, tensor in tensors.items()}, path, {"format": "pt"})
+    return TensorFile(
+        kind=kind,
+        file=describe(path),
+        tensor_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        tensors=tuple(tensors),
+    )
 
 
 def finish(
@@ -141,7 +151,7 @@ def finish(
     for tensor_file in (file for manifest in manifests for file in manifest.files):
         check_file(partial, tensor_file.file, deep=False)
         entries.append(tensor_file.file)
-    for kind in ("model", "optimizer"):
+    for kind in ("model", "optimizer", "residuals"):
         index = _write_index(partial, kind, manifests)
         entries.extend([describe(index)] if index else [])
     entries.append(describe(write_json(partial / "config.json", config)))
@@ -189,6 +199,18 @@ def load_optimizer(path: str | os.PathLike[str], names: Sequence[str]) -> dict[s
     """
     wanted = [f"{name}.{moment}" for name in names for moment in MOMENTS]
     return _load(Path(path), "optimizer", wanted)
+
+
+def load_residuals(path: str | os.PathLike[str], rank: int) -> dict[str, Tensor]:
+    """What `write_residuals` wrote of this rank; empty if nothing.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    index = weight_map(Path(path), "residuals") or {}
+    names = [name for name in index if name.startswith(f"{rank}/")]
+    found = _load(Path(path), "residuals", names) if names else {}
+    return {name.partition("/")[2]: tensor for name, tensor in found.items()}
 
 
 def _write_index(partial: Path, kind: Kind, manifests: Sequence[PartManifest]) -> Path | None:

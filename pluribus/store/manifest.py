@@ -6,6 +6,7 @@
         model.safetensors                  or model-00001-of-00002.safetensors, … with
                                            model.safetensors.index.json
         optimizer.safetensors              or parts with an index, likewise
+        residuals-00001-of-00004.safetensors  of ranks whose gradients cross a hop in fewer bits
         training.json                      step, versions, and every file's size and SHA-256
 
 `pluribus.store.checkpoint` writes it under a hidden name, training.json last, and renames it. So
@@ -29,7 +30,7 @@ MANIFEST = "training.json"
 VERSION = 1
 _STEP = re.compile(r"step-(\d+)")
 
-Kind = Literal["model", "optimizer"]
+Kind = Literal["model", "optimizer", "residuals"]
 
 
 @dataclass(frozen=True, kw_only=True)

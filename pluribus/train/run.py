@@ -17,9 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pluribus.comm.fabric import host_store
+from pluribus.comm.backend import NAME as PLURIBUS
+from pluribus.comm.codecs.registry import codec as codec_named
+from pluribus.comm.fabric import BACKEND, BACKENDS, host_store
 from pluribus.comm.launch import RankProcess, Ranks
-from pluribus.core.errors import CheckpointError, PlanError, PluribusError
+from pluribus.core.errors import (
+    CheckpointError,
+    ConfigError,
+    PlanError,
+    PluribusError,
+    nearest,
+    sentence,
+)
+from pluribus.core.io import digest
 from pluribus.core.schema import from_table, to_table
 from pluribus.nn.config import DecoderConfig
 from pluribus.plan.validate import require_valid
@@ -47,12 +57,29 @@ class RunOptions:
         resume: go on from the folder's newest checkpoint.
         timeline_every: every so many steps, from the second on, all ranks report when each
             action ran.
+        backend: what ranks talk over, one of `comm.fabric.BACKENDS`.
+        codec: of sums over slow hops, e.g. "int8" (with error feedback); needs our own backend.
+            Slow are hops between sites; in a plan of one site, those between its pools.
     """
 
     steps: int | None = None
     checkpoints: bool = True
     resume: bool = True
     timeline_every: int = 5
+    backend: str = BACKEND
+    codec: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ConfigError(
+                f"no backend is named '{self.backend}'",
+                do=sentence(nearest(self.backend, BACKENDS)),
+            )
+        codec_named(self.codec)  # raises if there is none
+        if self.codec != "none" and self.backend != PLURIBUS:
+            raise ConfigError(
+                f"{self.backend} has no codec '{self.codec}'", do=f"Add --backend {PLURIBUS}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +107,7 @@ class _Recorder:
     data: PreparedData
     listener: Callable[[dict[str, Any]], None]
     root: Path
+    codec: str
     steps: list[StepEvent] = field(default_factory=list)
     parts: dict[int, list[PartManifest]] = field(default_factory=dict)
 
@@ -102,7 +130,9 @@ class _Recorder:
         step = event["step"]
         manifest = from_table(PartManifest, event["manifest"], file="checkpoint part")
         self.parts.setdefault(step, []).append(manifest)
-        if len(self.parts[step]) < len(self.plan.pipelines[0].stages):
+        all_write = self.codec != "none"  # each rank has residuals of its own
+        wanted = self.plan.chips if all_write else self.plan.pipelines[0].stages
+        if len(self.parts[step]) < len(wanted):
             return
         final = step_directory(self.root, step)
         finish(
@@ -115,6 +145,7 @@ class _Recorder:
                 "step": step,
                 "tokens": step * self.setting.job.train.global_batch_tokens,
                 "job_digest": self.plan.job_digest,
+                **({"residuals": _hops_digest(self.plan, self.codec)} if all_write else {}),
             },
         )
         self.write({"event": "checkpoint", "step": step, "path": str(final)})
@@ -200,7 +231,7 @@ def train(
         shutil.rmtree(torn)
     plan.save(folder / "plan.json")
     drop_torn_line(folder / "events.jsonl")
-    recorder = _Recorder(folder, plan, setting, data, listener, root)
+    recorder = _Recorder(folder, plan, setting, data, listener, root, options.codec)
     recorder.write(
         {"event": "start", "plan": plan.digest, "step": start_step, "unix_time": time.time()}
     )
@@ -218,6 +249,10 @@ def train(
         "until": until,
         "checkpoint_root": str(root) if options.checkpoints else None,
         "timeline_every": options.timeline_every,
+        "backend": options.backend,
+        "codec": options.codec,
+        "islands": _islands(plan, options.codec),
+        "residuals": _has_residuals(start_from, start_step, plan, options.codec),
     }
     stop = stop or StopRequest()
     with (
@@ -305,6 +340,30 @@ def _start(setting: Setting, root: Path, options: RunOptions) -> tuple[Path | No
     if source.is_dir() and any(source.glob("*.safetensors")):
         return source, 0
     return None, 0
+
+
+def _islands(plan: Plan, codec: str) -> list[str]:
+    """Per rank the name of what it is near to; empty: its host."""
+    sites = [chip.split("/")[0] for chip in plan.chips]
+    if len(set(sites)) > 1:
+        return sites
+    if codec != "none":
+        return [chip.rsplit("/", 2)[0] for chip in plan.chips]
+    return [""] * len(sites)
+
+
+def _hops_digest(plan: Plan, codec: str) -> str:
+    """Of all that decides which rank's codec codes what."""
+    stages = [(p, stage.chips, stage.layers) for p, _, stage in plan.stages]
+    return digest([codec, stages])
+
+
+def _has_residuals(start_from: Path | None, step: int, plan: Plan, codec: str) -> bool:
+    """Whether the checkpoint's residuals are those of this plan; else they are left, and at most
+    one step's rounding with them."""
+    if start_from is None or step == 0 or codec == "none":
+        return False
+    return read_manifest(start_from).training.get("residuals") == _hops_digest(plan, codec)
 
 
 def _processes(plan: Plan, setting: Setting, config: dict[str, Any]) -> list[RankProcess]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pluribus.comm.fabric import Fabric
+from pluribus.comm.fabric import Fabric, Hops
 from pluribus.comm.rank import RankLine, rank_main
 from pluribus.core.schema import from_table, to_table
 from pluribus.nn.config import DecoderConfig
@@ -23,6 +23,7 @@ from pluribus.nn.stage import build_stage
 from pluribus.predict.schedule import gradient_groups, plan_actions
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Plan
+from pluribus.store.checkpoint import PartManifest, load_residuals, write_residuals
 from pluribus.store.manifest import step_directory
 from pluribus.store.order import sample_indices
 from pluribus.store.tokens import TokenDataset
@@ -50,9 +51,21 @@ class Rank:
         torch.set_num_threads(max(1, len(config["cores"])) if config["cores"] else 1)
         kinds = [self.setting.pool(chip.rsplit("/", 2)[0]).chip.device for chip in self.plan.chips]
         self.device = _open_device(kinds[self.rank], self.stage.chips[0])
-        self.fabric = Fabric(self.rank, kinds, self.device, config["port"], config["timeout"])
+        self.codec: str = config["codec"]
+        hops = Hops(island=config["islands"][self.rank], codec=self.codec)
+        self.fabric = Fabric(
+            self.rank,
+            kinds,
+            self.device,
+            config["port"],
+            config["timeout"],
+            config["backend"],
+            hops,
+        )
         self.data = TokenDataset(config["shards"])
         self._build(config["start_from"], config["start_step"])
+        if config["residuals"]:
+            self.fabric.load_residuals(load_residuals(config["start_from"], self.rank))
 
     def _build(self, start_from: str | None, step: int) -> None:
         decoder = DecoderConfig.from_hf(self.plan.model_config, "plan.json [model_config]")
@@ -169,19 +182,27 @@ class Rank:
 
     def _save(self, root: str) -> None:
         pipeline, part = self.lane
-        if pipeline != 0:
-            return
         final = step_directory(Path(root), self.step)
         folder = final.parent / f".{final.name}.partial"
+        files = self._save_weights(folder, part).files if pipeline == 0 else ()
+        if self.codec != "none":
+            folder.mkdir(parents=True, exist_ok=True)
+            ranks = self.fabric.world_size
+            files += write_residuals(folder, self.rank, ranks, self.fabric.residuals()).files
+        elif pipeline != 0:
+            return
+        manifest = to_table(PartManifest(files=files))
+        self.line.report("part", step=self.step, folder=str(folder), manifest=manifest)
+
+    def _save_weights(self, folder: Path, part: int) -> PartManifest:
         tied_copy = (
             {"model.embed_tokens.weight"}
             if self.setting.tied_layers and not self.module.holds_embedding
             else set()
         )
-        manifest = save_part(
+        return save_part(
             folder, part, len(self.pipeline.stages), self.module, self.optimizer, tied_copy
         )
-        self.line.report("part", step=self.step, folder=str(folder), manifest=to_table(manifest))
 
 
 def _open_device(kind: str, chip: str) -> torch.device:

@@ -71,6 +71,17 @@ def test_odd_and_missing_cells_are_flagged_or_skipped(key: str) -> None:
     assert predictable(RUN)
 
 
+def test_a_program_that_cannot_recompute_does_not() -> None:
+    single = {"source": "vTrain MICRO24", "table": "data/ground_truth_single.csv", "vocab": ""}
+    row = parsed(**single, recompute="full (use_checkpoint in config)")
+    assert row.layout.recompute == "none"
+    assert flagged(row, "does not recompute")
+    assert row.model.vocab_size == 50256  # 50,257 in two equal shares
+    multi = parsed(**{**single, "table": "data/ground_truth_multi.csv"}, recompute="full")
+    assert multi.layout.recompute == "full"
+    assert multi.model.vocab_size == 51200
+
+
 def test_a_run_that_ran_out_of_memory_has_no_time() -> None:
     row = parsed(peak_mem_gb="OOM", iter_time_s="")
     assert row.memory_gb == math.inf

@@ -38,9 +38,9 @@ class Member:
             self.waits[later] -= 1
 
     def local(self, step: int, size: int) -> None:
-        kind, _, _, target, source, _ = self.program.steps[step]
+        kind, _, part, target, source, _ = self.program.steps[step]
         into = self.view(target)
-        if kind is Kind.COPY:
+        if kind in (Kind.COPY, Kind.FETCH, Kind.STORE):
             into[:] = self.view(source)
         elif kind is Kind.REDUCE:
             into += self.view(source)
@@ -49,7 +49,8 @@ class Member:
         elif kind is Kind.ENCODE:  # the codec of this simulator keeps the numbers in one object
             into[0] = self.view(source).copy()
         elif kind is Kind.DECODE:
-            into[:] = self.view(source)[0]
+            coded = self.view(source).reshape(part, -1)
+            into[:] = sum(coded[:, 0])
         else:
             assert kind is Kind.DECODE_ADD
             into += self.view(source)[0]
@@ -93,6 +94,9 @@ def _transfers(members: list[Member], lanes: int) -> list[tuple[int, int, int]]:
             at = member.sent[target, lane]
             if at == len(steps):
                 continue
+            if target >= len(members):
+                ready += _at_aggregator(members, source, target)
+                continue
             other = members[target]
             step, partner = steps[at], other.program.receives[source, lane][at]
             if not member.waits[step] and not other.waits[partner]:
@@ -100,7 +104,33 @@ def _transfers(members: list[Member], lanes: int) -> list[tuple[int, int, int]]:
     return ready
 
 
+def _at_aggregator(members: list[Member], source: int, target: int) -> list[tuple[int, int, int]]:
+    """What an aggregator that holds nothing can do: the same chunk of all at once."""
+    those = [member for member in members if (target, 0) in member.program.sends]
+    at = {member.sent[target, 0] for member in those}
+    free = all(not m.waits[m.program.sends[target, 0][m.sent[target, 0]]] for m in those)
+    first = members[source] is those[0]
+    return [(source, target, 0)] if len(at) == 1 and free and first else []
+
+
+def _sum_up(members: list[Member], target: int) -> int:
+    those = [member for member in members if (target, 0) in member.program.sends]
+    at = those[0].sent[target, 0]
+    sends = [member.program.steps[member.program.sends[target, 0][at]] for member in those]
+    total = sum(m.view(send.source).copy() for m, send in zip(those, sends, strict=True))
+    for member in those:
+        member.finish(member.program.sends[target, 0][at])
+        receive = member.program.receives[target, 0][at]
+        assert not member.waits[receive]
+        member.view(member.program.steps[receive].target)[:] = total
+        member.finish(receive)
+        member.sent[target, 0] += 1
+    return sends[0].source.size
+
+
 def _move(members: list[Member], source: int, target: int, lane: int) -> int:
+    if target >= len(members):
+        return _sum_up(members, target)
     one, other = members[source], members[target]
     at = one.sent[target, lane]
     send, receive = one.program.sends[target, lane][at], other.program.receives[source, lane][at]

@@ -16,6 +16,7 @@ ISLANDS = {
     "streams": ({"PLURIBUS_COMM_SHARED_MEMORY": "0", "PLURIBUS_COMM_STREAMS": "3"}, None),
     "islands": ({}, "aabb"),
     "unequal": ({"PLURIBUS_COMM_SHARED_MEMORY": "0"}, "abbb"),
+    "sites": ({}, ["a/x", "a/x", "a/y", "b/z"]),
     "verified": ({"PLURIBUS_COMM_VERIFY": "1"}, "aabb"),
 }
 
@@ -228,6 +229,104 @@ def test_compressed_sums_are_close_and_equal_on_all_ranks(
     assert len({bits for bits, _, _ in found.values()}) == 1
     assert 1e-5 < found[0][1] < one
     assert found[0][2] < mean
+
+
+def scattered(rank: int, n: int) -> tuple[float, float, int, list[int]]:
+    """Errors of one scattered sum and of the mean of twenty, residuals that are kept, and the
+    bits of a gathered whole as a sum of words per dtype."""
+    group = dist.group.WORLD
+    size = 50_000
+    numbers = torch.Generator().manual_seed(0)
+    x = torch.randn(n, n * size, generator=numbers)
+    want = x.view(n, n, size).sum(0)[rank]
+    out, total, errors = torch.empty(size), torch.zeros(size), []
+    mine = x[rank].clone()
+    for _ in range(20):
+        mine.copy_(x[rank])
+        dist.reduce_scatter_tensor(out, mine)
+        errors.append(float((out - want).norm() / want.norm()))
+        total += out
+    kept = len(group.residuals.state_dict())
+    del mine
+    dist.reduce_scatter_tensor(out, x[rank].clone())  # a tensor of its own: nothing is owed to it
+    errors.append(float((out - want).norm() / want.norm()))
+    assert errors[-1] == errors[0] != errors[1]
+    bits = []
+    for dtype in (torch.float32, torch.bfloat16):
+        whole = torch.empty(n * size, dtype=dtype)
+        own = x[rank, :size].to(dtype)
+        dist.all_gather_into_tensor(whole, own)
+        near = torch.cat([row[:size].to(dtype) for row in x])
+        assert 1e-5 < float((whole - near).norm() / near.norm()) < 1.2e-2
+        bits.append(whole.view(torch.uint8).view(torch.int16).to(torch.int64).sum().item())
+    words = torch.arange(n * size)
+    whole = torch.empty_like(words)
+    dist.all_gather_into_tensor(whole, words.view(n, size)[rank])
+    assert torch.equal(whole, words)
+    return errors[0], float((total / 20 - want).norm() / want.norm()), kept, bits
+
+
+@pytest.mark.parametrize("islands", [["a", "a", "b", "b"], ["a/x", "a/y", "b"]])
+def test_scattered_sums_and_gathered_parts_may_be_compressed(islands: list[str]) -> None:
+    places = [
+        {"PLURIBUS_COMM_ISLAND": island, "PLURIBUS_COMM_CODEC": "int8",
+         "PLURIBUS_COMM_GATHER_CODEC": "int8"}
+        for island in islands
+    ]  # fmt: skip
+    found = run_ranks(scattered, len(islands), environments=places)
+    for once, mean, kept, bits in found.values():
+        assert 1e-4 < once < 1.2e-2
+        assert mean < 1e-3
+        assert kept == 1
+        assert bits == found[0][3]
+
+
+def sparse(rank: int, n: int, far: list[list[int]]) -> tuple[float, list[int]]:
+    """Share of the buffer that left this rank's island by its own paths, and the result's bits."""
+    paths = [lane for peer in far[rank] for lane in dist.group.WORLD._engine._mesh.data[peer]]
+    size = 300_017
+    x = torch.zeros(n, size)
+    numbers = torch.Generator().manual_seed(0)
+    for row in x:  # as an embedding's gradient: a few rows that hold something
+        for at in torch.randint(0, size // 1000, (8,), generator=numbers).tolist():
+            row[at * 1000 : at * 1000 + 500] = torch.randn(500, generator=numbers)
+    x[:, -1] = 1.0
+    before = sum(path.traffic.sent for path in paths)
+    y = x[rank].clone()
+    dist.all_reduce(y)
+    share = (sum(path.traffic.sent for path in paths) - before) / (4 * size)
+    torch.testing.assert_close(y, x.sum(0), rtol=1e-6, atol=1e-6)
+    full = torch.randn(n, size, generator=numbers)
+    z = full[rank].clone()
+    dist.all_reduce(z)
+    torch.testing.assert_close(z, full.sum(0), rtol=1e-5, atol=1e-5)
+    out = torch.empty(20_000)
+    dist.reduce_scatter_tensor(out, x[rank, : n * 20_000].clone())
+    torch.testing.assert_close(out, x.sum(0)[rank * 20_000 :][:20_000], rtol=1e-6, atol=1e-6)
+    short = y.to(torch.bfloat16)
+    dist.all_reduce(short)  # of another type: as it is
+    assert torch.equal(short, n * y.to(torch.bfloat16))
+    bits = [t.view(torch.int32).to(torch.int64).sum().item() for t in (y, z)]
+    return share, bits
+
+
+@pytest.mark.parametrize("islands", ["aabb", "abc"])
+def test_blocks_of_zeros_do_not_cross(islands: str) -> None:
+    found, n = {}, len(islands)
+    far = [[p for p in range(n) if islands[p] != islands[r]] for r in range(n)]
+    for codec in ("none", "sparse"):
+        places = [
+            {"PLURIBUS_COMM_ISLAND": i, "PLURIBUS_COMM_CODEC": codec,
+             "PLURIBUS_COMM_ALGORITHM": "islands"}
+            for i in islands
+        ]  # fmt: skip
+        found[codec] = run_ranks(sparse, n, far, environments=places)
+    assert all(bits == found["sparse"][0][1] for _, bits in found["sparse"].values())
+    if len(set(islands)) == 2:  # more add up in an order that depends on where pieces end
+        assert found["sparse"][0][1] == found["none"][0][1]
+    crossed = sum(share for share, _ in found["sparse"].values())
+    dense = sum(share for share, _ in found["none"].values())
+    assert crossed < 0.2 * dense
 
 
 def wrong(rank: int, n: int) -> str:

@@ -79,7 +79,7 @@ def dies(group: Group) -> None:
 
     def vanish() -> None:
         for path in engine._mesh.paths():
-            engine._forget(path)
+            engine._watch.forget(path)
             path.close()
         engine._mesh = Mesh(engine._mesh.epoch)
         engine._health._mesh = engine._mesh
@@ -132,8 +132,8 @@ class Case:
         self.seed, self.chance = seed, chance
         size = chance.choice([2, 3, 3, 4])
         given = Options(
-            shared_memory=chance.random() < 0.5, streams=chance.choice([1, 1, 2]),
-            address="127.0.0.1", **options,
+            **{"shared_memory": chance.random() < 0.5, "streams": chance.choice([1, 1, 2]),
+               "address": "127.0.0.1"} | options
         )  # fmt: skip
         self.store = dist.HashStore()
         self.groups = connect(size, given, self.store)
@@ -243,6 +243,37 @@ def test_a_broken_connection(seed: int) -> None:
     for error in case.strike(cut):
         assert type(error) is errors.PeerDied, error
         assert set(error.ranks) <= {case.victim, peer}
+    case.goes_on(list(range(len(case.groups))))
+
+
+class BadWire:
+    """A socket that turns over a bit of some sends."""
+
+    def __init__(self, connection: Any, seed: int) -> None:
+        self._connection, self._chance = connection, random.Random(seed)
+
+    def sendmsg(self, parts: list[memoryview]) -> int:
+        data = bytearray(b"".join(parts))
+        if self._chance.random() < 0.02:
+            data[self._chance.randrange(len(data))] ^= 1 << self._chance.randrange(8)
+        return self._connection.send(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_changed_bits(seed: int) -> None:
+    """On connections of all kinds; nobody notices but the paths."""
+    case = Case(800_000 + seed, shared_memory=False)
+    for group in case.groups:
+
+        def spoil(group: Group = group) -> None:
+            for path in group._engine._mesh.paths():
+                path._socket = BadWire(path._socket, case.chance.randrange(1000))
+
+        in_engine(group, spoil)
+    all_of([lambda group=group: work(group, seed, 10) for group in case.groups])
     case.goes_on(list(range(len(case.groups))))
 
 

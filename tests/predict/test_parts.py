@@ -16,11 +16,11 @@ from pluribus.predict.collectives import (
 from pluribus.predict.compute import (
     ROOFLINE_SPREAD,
     layer_time,
-    optimizer_seconds,
     stage_time,
 )
 from pluribus.predict.memory import stage_memory, stage_parameters
 from pluribus.predict.operators import LAUNCH_SECONDS
+from pluribus.predict.update import optimizer_seconds
 from pluribus.spec.profile import LayerTime, LinkTime, OptimizerTime, Profile
 
 from ..small import (

@@ -16,6 +16,7 @@ from pluribus.predict.schedule import (
     ActionKind,
     Structure,
     gradient_groups,
+    in_flight,
     max_in_flight,
     passes,
     pipeline_actions,
@@ -290,3 +291,20 @@ def test_pipelines_that_cannot_be_are_refused(change: dict, message: str) -> Non
 def test_the_layers_of_a_stage_are_those_of_its_first_chunk() -> None:
     with pytest.raises(PlanError, match="first chunk"):
         Stage(chips=("here/a/0/0",), layers=(0, 2), chunks=((0, 1), (3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "chunks"), [("interleaved", 3), ("zb-h1", 1), ("zb-h2", 1), ("zbv", 2)]
+)
+def test_a_long_run_holds_what_a_full_pipeline_holds(schedule: str, chunks: int) -> None:
+    """More micro-batches than it takes to fill a pipeline are not counted one by one."""
+    times = (1.0, 1.3, 0.7, 0.2) if schedule == "zb-h2" else (1.0, 1.0, 1.0, 0.0)
+    structure = Structure(schedule, 4, 120, chunks, times)
+    long = replace(structure, micro_batches=120_000_000)
+    for stage, order in enumerate(passes(structure)):
+        held = most = 0
+        for action in order:
+            held += action.kind is F
+            held -= action.kind in (B, W)
+            most = max(most, held)
+        assert in_flight(long, stage) == most / chunks

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pluribus.comm.fabric import host_store
+from pluribus.comm.fabric import BACKENDS, host_store
 from pluribus.comm.launch import RankProcess, Ranks
 from pluribus.core.schema import to_table
 from pluribus.nn.config import DecoderConfig
@@ -40,16 +40,19 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("name", "tied"), [*((name, True) for name in CASES), ("unlike borders", False)]
 )
-def test_loss_and_gradients_equal_one_process(name: str, tied: bool, tmp_path: Path) -> None:
+def test_loss_and_gradients_equal_one_process(
+    name: str, tied: bool, backend: str, tmp_path: Path
+) -> None:
     pipelines = CASES[name]
     sequences = sum(p["count"] * p.get("size", 1) for p in pipelines)
     job = write_job(tmp_path, sequences=sequences, tied=tied)
     plan = make_plan(job, pipelines)
 
-    loss, norm = _run(plan, tmp_path)
+    loss, norm = _run(plan, tmp_path, backend)
 
     reference, reference_loss = _one_process(job, plan)
     assert loss == pytest.approx(reference_loss, rel=RELATIVE)
@@ -79,7 +82,7 @@ def _one_process(job: Job, plan: Plan) -> tuple[dict[str, torch.Tensor], float]:
     return {name: p.grad for name, p in model.named_parameters()}, loss.item()
 
 
-def _run(plan: Plan, folder: Path) -> tuple[float, float]:
+def _run(plan: Plan, folder: Path, backend: str) -> tuple[float, float]:
     store, port = host_store(timeout=60)
     config = {
         "plan": to_table(plan),
@@ -89,6 +92,10 @@ def _run(plan: Plan, folder: Path) -> tuple[float, float]:
         "start_from": None,
         "start_step": 0,
         "folder": str(folder),
+        "backend": backend,
+        "codec": "none",
+        "islands": [""] * len(plan.chips),
+        "residuals": False,
     }
     processes = [
         RankProcess(rank=rank, chip=chip, environment={"OMP_NUM_THREADS": "1"}, config=config)

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pluribus.core.errors import CheckpointError, DataError, PlanError, RankError
+from pluribus.core.errors import CheckpointError, ConfigError, DataError, PlanError, RankError
 from pluribus.spec.plan import Plan
-from pluribus.store.checkpoint import load_tensors
+from pluribus.store.checkpoint import load_residuals, load_tensors
 from pluribus.store.manifest import latest, verify
 from pluribus.train.run import RunOptions, RunResult, train
 
@@ -66,6 +66,29 @@ def test_a_run_goes_on_under_another_plan_as_if_it_had_not_stopped(tmp_path: Pat
     assert_same_weights(straight, second)
     with pytest.raises(CheckpointError, match="has made all its 3 steps"):
         train(make_plan(job, ONE), tmp_path / "run")
+
+
+def test_residuals_of_the_slow_hop_are_part_of_the_checkpoint(tmp_path: Path) -> None:
+    """Stopped and gone on, a run whose sums cross in 8 bits ends in the very same weights."""
+    job = write_job(tmp_path, sequences=4)
+    plan = make_plan(job, TWO_PIPELINES)
+    coded = RunOptions(backend="pluribus", codec="int8")
+    straight = train(plan, tmp_path / "straight", options=coded)
+    train(plan, tmp_path / "run", options=replace(coded, steps=2))
+    held = latest(tmp_path / "run" / "checkpoints")
+    assert held is not None
+    verify(held, deep=True)
+    for rank in range(2):
+        residuals = load_residuals(held, rank)
+        assert residuals
+        assert all(tensor.abs().max() > 0 for tensor in residuals.values())
+    second = train(plan, tmp_path / "run", options=coded)
+    ours, theirs = weights(straight), weights(second)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    plain = train(plan, tmp_path / "plain")
+    assert any(not torch.equal(ours[name], tensor) for name, tensor in weights(plain).items())
+    with pytest.raises(ConfigError, match="gloo has no codec"):
+        RunOptions(codec="int8", backend="gloo")
 
 
 def test_a_dead_rank_is_named_and_the_last_checkpoint_is_whole(tmp_path: Path) -> None:

@@ -202,7 +202,10 @@ def direct_scatter(b: Builder, size: int, elements: int, chunk: int, root: int) 
 def direct_all_to_all(
     b: Builder, sizes_in: Sequence[int], sizes_out: Sequence[int], chunk: int
 ) -> None:
-    """Everybody sends to everybody; only this rank's own splits are known, and needed."""
+    """Everybody sends to everybody; only this rank's own splits are known, and needed.
+
+    Frames are in the order of their senders, as if all ranks' had been written down.
+    """
     sent, received = _segments(INPUT, sizes_in), _segments(OUTPUT, sizes_out)
     size = len(sizes_in)
     for piece, target in zip(
@@ -211,10 +214,9 @@ def direct_all_to_all(
         b.local(b.rank, Kind.COPY, target, piece)
     for distance in range(1, size):
         to, source = (b.rank + distance) % size, (b.rank - distance) % size
-        for piece in chunks(sent[to], chunk):
-            b.transfer(b.rank, to, piece, piece)
-        for piece in chunks(received[source], chunk):
-            b.transfer(source, b.rank, piece, piece)
+        for sender in sorted((b.rank, source)):
+            for piece in chunks(sent[to] if sender == b.rank else received[source], chunk):
+                b.transfer(sender, to if sender == b.rank else b.rank, piece, piece)
 
 
 def equal_all_to_all(b: Builder, size: int, elements: int, chunk: int) -> None:

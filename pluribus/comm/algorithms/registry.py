@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pluribus.comm.algorithms import flat, islands
+from pluribus.comm.algorithms import aggregated, flat, islands
 from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.program import DIGEST_BYTES, Builder, Program, Span, cut
@@ -20,7 +20,8 @@ class Algorithm:
 
     Attributes:
         write: writes it down: (builder, layout, elements, chunk, root, coding).
-        crosses: whether it is made for islands (two levels).
+        crosses: whether it is made for islands.
+        aggregated: whether it needs an aggregator, which adds up float32.
         in_place: whether INPUT and OUTPUT are one buffer.
         scratch: its scratch memory per byte of the buffer and rank; keeps the one-shot small.
     """
@@ -28,6 +29,7 @@ class Algorithm:
     name: str
     write: Write
     crosses: bool = False
+    aggregated: bool = False
     in_place: bool = False
     scratch: Callable[[int], float] = lambda size: 0.0
 
@@ -42,7 +44,7 @@ def _flat(function: Callable[..., None], rooted: bool = False) -> Write:
     return write
 
 
-def _two_level(function: Callable[..., None], rooted: bool = False, coded: bool = False) -> Write:
+def _levels(function: Callable[..., None], rooted: bool = False, coded: bool = False) -> Write:
     def write(
         b: Builder, layout: Layout, elements: int, chunk: int, root: int, coding: Coding | None
     ) -> None:
@@ -70,24 +72,25 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
                 scratch=lambda n: n.bit_length() - 1,
             ),
             Algorithm("halving", _flat(flat.halving_all_reduce), in_place=True),
-            _crossing(_two_level(islands.all_reduce, coded=True), in_place=True),
+            Algorithm("aggregator", _levels(aggregated.all_reduce), in_place=True, aggregated=True),
+            _crossing(_levels(islands.all_reduce, coded=True), in_place=True),
         ),
         "all_gather": (
             Algorithm("direct", _flat(flat.direct_all_gather)),
-            _crossing(_two_level(islands.all_gather)),
+            _crossing(_levels(islands.all_gather, coded=True)),
         ),
         "reduce_scatter": (
             Algorithm("direct", _flat(flat.direct_reduce_scatter)),
-            _crossing(_two_level(islands.reduce_scatter, coded=True)),
+            _crossing(_levels(islands.reduce_scatter, coded=True)),
         ),
         "broadcast": (
             Algorithm("direct", _flat(flat.direct_broadcast, rooted=True), in_place=True),
             Algorithm("chain", _flat(flat.chain_broadcast, rooted=True), in_place=True),
-            _crossing(_two_level(islands.broadcast, rooted=True), in_place=True),
+            _crossing(_levels(islands.broadcast, rooted=True), in_place=True),
         ),
         "all_to_all": (
             Algorithm("direct", _flat(flat.equal_all_to_all)),
-            _crossing(_two_level(islands.all_to_all)),
+            _crossing(_levels(islands.all_to_all)),
         ),
         "gather": (Algorithm("direct", _flat(flat.direct_gather, rooted=True)),),
         "scatter": (Algorithm("direct", _flat(flat.direct_scatter, rooted=True)),),
@@ -119,11 +122,11 @@ def program(
     builder = Builder(rank, lanes)
     ALGORITHMS[operation][name].write(builder, layout, elements, chunk, root, coding)
     if verify:
-        _compare_digests(builder, layout.size)
+        compare_digests(builder, layout.size)
     return builder.build()
 
 
-def _compare_digests(b: Builder, size: int) -> None:
+def compare_digests(b: Builder, size: int) -> None:
     """Every rank learns every rank's checksum of a result that must be equal on all."""
     digests = b.scratch(DIGEST_BYTES * size, coded=True)
     slots = cut(Span(digests, 0, DIGEST_BYTES * size), size)

@@ -20,6 +20,8 @@ class Codec(ABC):
         name: as in options and reports, e.g. ``"int8"``.
         block: elements; chunks are cut at multiples of it.
         feeds_back: whether what encoding loses should be added to the next value (error feedback).
+        exact: whether nothing is lost; numbers of other types than float32 then go as they are.
+        varies: whether the coded form may end before its `num_bytes`.
         gigabytes_per_s: of float32 input that one core encodes and decodes; the cost model's
             figure until it is measured.
     """
@@ -27,11 +29,17 @@ class Codec(ABC):
     name: ClassVar[str]
     block: ClassVar[int]
     feeds_back: ClassVar[bool]
+    exact: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
     gigabytes_per_s: ClassVar[float]
 
     @abstractmethod
     def num_bytes(self, num_elements: int) -> int:
-        """Exact size of the encoded form; depends on nothing else."""
+        """Exact size of the encoded form, or the largest where it varies."""
+
+    def length(self, coded: torch.Tensor, num_elements: int) -> int:
+        """How many bytes of a coded form say all."""
+        return self.num_bytes(num_elements)
 
     @abstractmethod
     def encode(
@@ -49,3 +57,8 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, coded: torch.Tensor, out: torch.Tensor, add: bool = False) -> None:
         """Decodes into ``out`` (float32 [n]), or adds to it."""
+
+    def decode_sum(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
+        """``out`` becomes the sum of what two coded forms stand for; as `decode` twice."""
+        self.decode(one, out)
+        self.decode(other, out, add=True)

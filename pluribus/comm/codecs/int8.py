@@ -51,6 +51,17 @@ class Int8(Codec):
         n, start = out.numel(), coded.data_ptr()
         loaded.pluribus_int8_decode(start, start + 4 * num_blocks(n), out.data_ptr(), n, add)
 
+    def decode_sum(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
+        loaded = kernel()
+        if loaded is None:
+            super().decode_sum(one, other, out)
+            return
+        n, first, second = out.numel(), one.data_ptr(), other.data_ptr()
+        scales = 4 * num_blocks(n)
+        loaded.pluribus_int8_decode_sum(
+            first, first + scales, second, second + scales, out.data_ptr(), n
+        )
+
 
 def encode_torch(values: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None) -> None:
     """`Int8.encode` without a compiler; the same bits."""

@@ -9,11 +9,12 @@ from pluribus.comm.codecs.int4 import Int4
 from pluribus.comm.codecs.int8 import Int8
 from pluribus.comm.codecs.plain import BFloat16, Plain
 from pluribus.comm.codecs.power_sgd import PowerSgd
+from pluribus.comm.codecs.sparse import Sparse
 from pluribus.comm.codecs.top_k import TopK
 from pluribus.core.errors import ConfigError, nearest, sentence
 
 CODECS: dict[str, Callable[[], Codec]] = {
-    codec.name: codec for codec in (Plain, BFloat16, Int8, Int4, TopK, PowerSgd)
+    codec.name: codec for codec in (Plain, BFloat16, Int8, Int4, Sparse, TopK, PowerSgd)
 }
 
 

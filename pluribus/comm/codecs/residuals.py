@@ -36,6 +36,10 @@ class Residuals:
             )
         return found
 
+    def drop(self, key: str) -> None:
+        """Forgets one; what it was for is no more."""
+        self._of.pop(key, None)
+
     def forget(self) -> None:
         """Drops all; after a change of membership the keys mean other things."""
         self._of.clear()

@@ -74,6 +74,20 @@ void pluribus_int8_decode(const float *scales, const int8_t *q, float *out, size
     if (i < n) int8_spread(scales[b], q + i, out + i, n - i, add);
 }
 
+/* Two decoded and added in one pass; the bits of decoding one and adding the other. */
+INLINE void int8_two(float s, const int8_t *q, float t, const int8_t *p, float *out, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = (float)q[i] * s + (float)p[i] * t;
+}
+
+void pluribus_int8_decode_sum(
+    const float *scales, const int8_t *q, const float *others, const int8_t *p, float *out, size_t n
+) {
+    size_t b = 0, i = 0;
+    for (; i + BLOCK <= n; i += BLOCK, b++)
+        int8_two(scales[b], q + i, others[b], p + i, out + i, BLOCK);
+    if (i < n) int8_two(scales[b], q + i, others[b], p + i, out + i, n - i);
+}
+
 /* splitmix64 (Steele et al. 2014, OOPSLA): word w of the signs that the seed stands for. */
 INLINE uint64_t sign_word(uint64_t seed, uint64_t w) {
     uint64_t z = seed + (w + 1) * 0x9e3779b97f4a7c15ull;

@@ -28,6 +28,8 @@ PING, PONG = 3, 4
 ABORT = 5  # the sender gives the group up; the payload says why, in UTF-8
 GOODBYE = 6  # the sender leaves and needs nothing any more
 CANCEL = 7  # the sender ends no collective from number `operation` on; the payload says why
+RECEIPT = 8  # of the path with number `operation`: frames before number `part` are here
+RESEND = 9  # that path's frame number `part` came with other bits
 PRIVATE = 200
 
 
@@ -48,7 +50,15 @@ class PeerGone(TransportError):  # noqa: N818
 
 
 class CorruptFrame(TransportError):  # noqa: N818
-    """A frame whose checksum or header is wrong and that the transport cannot ask for again."""
+    """A frame whose checksum or header is wrong.
+
+    Attributes:
+        again: what the peer's `Path.resend` needs to send it again; None: it cannot.
+    """
+
+    def __init__(self, peer: int, what: str, again: int | None = None) -> None:
+        super().__init__(peer, what)
+        self.again = again
 
 
 class Header(NamedTuple):
@@ -153,6 +163,11 @@ class Path(ABC):
         """Whether the descriptor has no news any more and need not be polled."""
         return False
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether what goes over it cannot end once any member has left."""
+        return False
+
     @abstractmethod
     def queue(
         self, header: Header, payload: memoryview, done: Callable[[], None] | None = None
@@ -200,6 +215,35 @@ class Path(ABC):
     @abstractmethod
     def release(self) -> None:
         """The received payload is used up; `peek` goes on to the next frame."""
+
+    @property
+    def seeking(self) -> bool:
+        """Whether it waits for the peer to go back to a frame."""
+        return False
+
+    def receipt(self) -> int | None:
+        """Number for the peer's `acknowledge`, now and then."""
+        return None
+
+    def acknowledge(self, number: int) -> None:  # noqa: B027
+        """The peer has all frames before this one."""
+
+    def ask(self, number: int) -> None:
+        """Asks the peer on this very path to go back to a frame; it must be one that the peer
+        always reads.
+
+        Raises:
+            CorruptFrame: that is not possible.
+        """
+        raise CorruptFrame(self.peer, "this kind of path sends nothing again")
+
+    def resend(self, number: int) -> None:
+        """Goes back to this frame; the peer throws away what came since.
+
+        Raises:
+            CorruptFrame: that is not possible.
+        """
+        raise CorruptFrame(self.peer, "this kind of path sends nothing again")
 
     @abstractmethod
     def close(self) -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
@@ -43,6 +44,10 @@ IPV6_MTU = 24  # linux/in6.h
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 SOCKET_BYTES = 4 << 20
 BATCHES = 16  # datagram batches taken before it is somebody else's turn
+_AT_HOME = (
+    errno.EAGAIN, errno.ENOBUFS, errno.EPERM, errno.ENETUNREACH, errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+)  # fmt: skip
 
 
 class UdpPath(Path):
@@ -52,6 +57,8 @@ class UdpPath(Path):
         missing: of the frame that was received last, what was lost and reads as zeros; never
             anything unless the options allow loss.
     """
+
+    drains: ClassVar[bool] = True
 
     def __init__(self, peer: int, sock: socket.socket, flow: Flow, silence: float) -> None:
         self.peer = peer
@@ -90,6 +97,10 @@ class UdpPath(Path):
         outgoing = self._flow.outgoing
         return not self._queue and outgoing.room == len(outgoing.ring)
 
+    @property
+    def silent(self) -> bool:
+        return self._failure is not None
+
     def withdraw(self) -> None:
         self._queue.clear()
 
@@ -103,10 +114,7 @@ class UdpPath(Path):
     def flush(self) -> None:
         if self._failure is not None or self._closing:
             return  # reading says so
-        _drain(self._news)
-        if self._flow.incoming.mark > self._flow.incoming.consumed:
-            self._signal(self._news)  # it stood for that too
-        wrote = False
+        finished, wrote = [], False
         while self._queue:
             data, done = self._queue[0]
             with self._lock:
@@ -117,15 +125,21 @@ class UdpPath(Path):
                 break
             self._queue.popleft()
             if done is not None:
-                done()
+                finished.append(done)
         if wrote:
             self._signal(self._wake)
+        for done in finished:
+            done()
+
+    @property
+    def _unread(self) -> int:
+        return self._flow.incoming.mark - self._flow.incoming.consumed
 
     def peek(self) -> Header | None:
+        self._take_news()
         if self._header is None:
-            _drain(self._news)
             incoming = self._flow.incoming
-            if incoming.mark - incoming.consumed < HEADER_BYTES:
+            if self._unread < HEADER_BYTES:
                 self._check()
                 return None
             self._frame_at = incoming.consumed
@@ -137,13 +151,13 @@ class UdpPath(Path):
 
     def receive(self, into: memoryview | None = None) -> memoryview | None:
         assert self._header is not None
-        _drain(self._news)
+        self._take_news()
         size = self._header.num_bytes
         if self._buffer is None:
             made = into is None
             self._buffer = np.empty(size, np.uint8) if made else np.frombuffer(into, np.uint8)
         incoming = self._flow.incoming
-        ready = min(size - self._got, incoming.mark - incoming.consumed)
+        ready = min(size - self._got, self._unread)
         if ready:
             self._buffer[self._got : self._got + ready] = self._read(ready)
             self._got += ready
@@ -153,6 +167,12 @@ class UdpPath(Path):
         with self._lock:
             self.missing = tuple(incoming.missing.pop(self._frame_at, ()))
         return memoryview(self._buffer)
+
+    def _take_news(self) -> None:
+        """The descriptor stands for bytes that came and for room to send alike."""
+        _drain(self._news)
+        if self._queue:
+            self.flush()
 
     def release(self) -> None:
         self._header, self._buffer, self._got = None, None, 0
@@ -167,6 +187,7 @@ class UdpPath(Path):
         self._socket.close()
         os.close(self._wake)
         os.close(self._news)
+        self._news = -1
 
     def _read(self, size: int) -> np.ndarray:
         incoming = self._flow.incoming
@@ -264,8 +285,8 @@ class UdpPath(Path):
                 for start in range(0, len(data), stride):
                     self._socket.send(data[start : start + stride])
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.EPERM):
-                pass  # lost at home; the peer will ask for it
+            if error.errno in _AT_HOME:
+                pass  # lost before it left; the peer will ask for it
             elif self._segments and error.errno in (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP):
                 self._segments = False  # this kernel or card cannot; what was cut counts as lost
             else:
@@ -274,45 +295,53 @@ class UdpPath(Path):
 
 
 class UdpTransport(Transport):
-    """UDP paths, one to every peer."""
+    """UDP paths to every peer.
 
-    name = "udp"
+    Args:
+        lanes: paths to each peer.
+    """
 
-    def __init__(self, options: FlowOptions | None = None) -> None:
+    name: ClassVar[str] = "udp"
+
+    def __init__(self, options: FlowOptions | None = None, lanes: int = 1) -> None:
         self._options = options or FlowOptions()
+        self.lanes = lanes
 
     def connect(self, meeting: Meeting) -> dict[int, list[Path]]:
         family = socket.AF_INET6 if ":" in meeting.address else socket.AF_INET
-        sockets: dict[int, socket.socket] = {}
-        paths: dict[int, list[Path]] = {}
+        sockets: dict[tuple[int, int], socket.socket] = {}
+        paths: dict[int, list[Path]] = {peer: [] for peer in meeting.peers}
+        sizes: dict[int, int] = {}
         try:
             for peer in meeting.peers:
-                sockets[peer] = _open(family, meeting.address)
-                port = sockets[peer].getsockname()[1]
-                meeting.store.set(f"udp/{meeting.rank}/{peer}", f"{meeting.address} {port}")
+                opened = [_open(family, meeting.address) for _ in range(self.lanes)]
+                sockets |= {(peer, lane): sock for lane, sock in enumerate(opened)}
+                ports = " ".join(str(sock.getsockname()[1]) for sock in opened)
+                meeting.store.set(f"udp/{meeting.rank}/{peer}", f"{meeting.address} {ports}")
             for peer in meeting.peers:
                 where = meeting.store.get(f"udp/{peer}/{meeting.rank}").decode()
-                address, port = where.split()
-                sockets[peer].connect((address, int(port)))
-                size = self._datagram_bytes(sockets[peer], family)
-                meeting.store.set(f"udp-size/{meeting.rank}/{peer}", str(size))
+                address, *ports = where.split()
+                for lane, port in enumerate(ports):
+                    sockets[peer, lane].connect((address, int(port)))
+                sizes[peer] = self._datagram_bytes(sockets[peer, 0], family)
+                meeting.store.set(f"udp-size/{meeting.rank}/{peer}", str(sizes[peer]))
             for peer in meeting.peers:
                 theirs = int(meeting.store.get(f"udp-size/{peer}/{meeting.rank}"))
-                size = min(theirs, self._datagram_bytes(sockets[peer], family))
-                flow = Flow(
-                    self._options, _keys(meeting, peer), meeting.epoch, size - HEAD_BYTES,
-                    seed=meeting.rank,
-                )  # fmt: skip
-                path = UdpPath(peer, sockets[peer], flow, self._options.silence_seconds)
-                paths[peer] = [path]
-                path.start()
+                for lane in range(self.lanes):
+                    flow = Flow(
+                        self._options, _keys(meeting, peer, lane), meeting.epoch,
+                        min(theirs, sizes[peer]) - HEAD_BYTES, seed=meeting.rank,
+                    )  # fmt: skip
+                    path = UdpPath(peer, sockets[peer, lane], flow, self._options.silence_seconds)
+                    paths[peer].append(path)
+                    path.start()
             end = time.monotonic() + meeting.timeout
-            for peer, (path,) in paths.items():
+            for path in (path for of_peer in paths.values() for path in of_peer):
                 assert isinstance(path, UdpPath)
                 if not path.heard.wait(max(0.0, end - time.monotonic())):
-                    raise PeerGone(peer, f"rank {peer} does not answer by UDP")
+                    raise PeerGone(path.peer, f"rank {path.peer} does not answer by UDP")
         except BaseException:
-            for (path,) in paths.values():
+            for path in (path for of_peer in paths.values() for path in of_peer):
                 path.close()
             for sock in sockets.values():
                 sock.close()
@@ -338,11 +367,11 @@ def _open(family: int, address: str) -> socket.socket:
     return sock
 
 
-def _keys(meeting: Meeting, peer: int) -> tuple[bytes, bytes]:
+def _keys(meeting: Meeting, peer: int, lane: int) -> tuple[bytes, bytes]:
     """Of what this rank sends to the peer, and of what it hears from it."""
 
     def key(sender: int, receiver: int) -> bytes:
-        text = f"{sender}>{receiver}@{meeting.epoch}".encode()
+        text = f"{sender}>{receiver}/{lane}@{meeting.epoch}".encode()
         return hashlib.blake2b(text, key=meeting.token[:64], digest_size=8).digest()
 
     return key(meeting.rank, peer), key(peer, meeting.rank)

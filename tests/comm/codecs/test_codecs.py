@@ -11,6 +11,7 @@ from pluribus.comm.codecs.int4 import Int4
 from pluribus.comm.codecs.int8 import Int8
 from pluribus.comm.codecs.power_sgd import PowerSgd
 from pluribus.comm.codecs.registry import CODECS, codec
+from pluribus.comm.codecs.sparse import Sparse
 from pluribus.comm.codecs.top_k import TopK
 from pluribus.comm.native.build import kernel
 from pluribus.core.errors import ConfigError
@@ -117,6 +118,18 @@ def test_adding_is_decoding_and_adding(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", SIZES)
+def test_a_sum_is_one_decoded_and_the_other_added(name: str, n: int) -> None:
+    chosen, sums = codec(name), torch.full((n + 8,), torch.nan)
+    one, other = coded(chosen, normal(n)), coded(chosen, normal(n, 1) * 1e-3)
+    expected = decoded(chosen, one, n)
+    chosen.decode(other, expected, add=True)
+    chosen.decode_sum(one, other, sums[:n])
+    assert same_bits(sums[:n], expected)
+    assert sums[n:].isnan().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_arrives_as_not_finite_and_does_not_stay(name: str, bad: float) -> None:
     chosen, n = codec(name), 1000
@@ -183,6 +196,19 @@ def test_c_and_torch_give_the_same_bits(seed: int | None) -> None:
                 chosen.decode(by_c, y, add=add)
                 module.decode_torch(by_torch, z, add, *extra)
                 assert same_bits(y, z)
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 2048, 5000, 10_007])
+def test_sparse_says_only_what_is_there(n: int) -> None:
+    chosen, x = Sparse(), torch.zeros(n)
+    assert chosen.length(coded(chosen, x), n) == -(-n // 2048)
+    x[-1], x[n // 2] = 3.0, torch.nan
+    said = coded(chosen, x)
+    length = chosen.length(said, n)
+    blocks = {(n - 1) // 256, n // 2 // 256}
+    assert length == -(-n // 2048) + 4 * sum(min(256, n - 256 * block) for block in blocks)
+    said[length:] = 0xFF  # what lies behind says nothing
+    assert same_bits(decoded(chosen, said, n), x)
 
 
 def test_another_seed_is_another_rotation() -> None:

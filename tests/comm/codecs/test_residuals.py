@@ -48,3 +48,11 @@ def test_forgetting_starts_from_zero() -> None:
     residuals.of("a", 2).fill_(1.0)
     residuals.forget()
     assert torch.equal(residuals.of("a", 2), torch.zeros(2))
+
+
+def test_what_is_dropped_starts_anew() -> None:
+    residuals = Residuals()
+    residuals.of("a", 3).fill_(1.0)
+    residuals.drop("a")
+    residuals.drop("never there")
+    assert residuals.of("a", 4).tolist() == [0.0] * 4

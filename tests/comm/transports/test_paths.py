@@ -12,7 +12,15 @@ import pytest
 import torch.distributed as dist
 
 from pluribus.comm.options import Options
-from pluribus.comm.transports.base import DATA, Header, Meeting, Path, PeerGone, Transport
+from pluribus.comm.transports.base import (
+    DATA,
+    CorruptFrame,
+    Header,
+    Meeting,
+    Path,
+    PeerGone,
+    Transport,
+)
 from pluribus.comm.transports.shared import ARENA_BYTES, SharedMemory
 from pluribus.comm.transports.tcp import Tcp
 from pluribus.core.errors import ConfigError
@@ -23,10 +31,8 @@ def meeting(store: dist.Store, rank: int, token: bytes = b"t", timeout: float = 
                    token=token, timeout=timeout)  # fmt: skip
 
 
-@pytest.fixture(params=[Tcp, SharedMemory])
-def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
+def connected(transport: Transport) -> Iterator[tuple[Path, Path]]:
     store, made = dist.HashStore(), {}
-    transport: Transport = request.param()
 
     def join(rank: int) -> None:
         made[rank] = transport.connect(meeting(store, rank))[1 - rank][0]
@@ -39,6 +45,16 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
     yield made[0], made[1]
     made[0].close()
     made[1].close()
+
+
+@pytest.fixture(params=[Tcp, SharedMemory])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
+    yield from connected(request.param())
+
+
+@pytest.fixture
+def tcp() -> Iterator[tuple[Path, Path]]:
+    yield from connected(Tcp())
 
 
 def wait(path: Path) -> None:
@@ -129,3 +145,79 @@ def test_options_come_from_the_environment() -> None:
         Options.from_environment({"PLURIBUS_COMM_STREAMS": "four"})
     with pytest.raises(ConfigError, match="chunk_bytes"):
         Options(chunk_bytes=-1)
+
+
+class BadWire:
+    """A socket that turns over a bit in six of the first 120 sends."""
+
+    def __init__(self, connection: socket.socket, seed: int) -> None:
+        self._connection, self._chance = connection, random.Random(seed)
+        self._bad = set(self._chance.sample(range(120), 6))
+        self._sends = -1
+
+    def sendmsg(self, parts: list[memoryview]) -> int:
+        data = bytearray(b"".join(parts))
+        if self._sends + 1 in self._bad:
+            data[self._chance.randrange(len(data))] ^= 1 << self._chance.randrange(8)
+        sent = self._connection.send(data)
+        self._sends += 1
+        return sent
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_comes_with_other_bits_is_sent_again(tcp: tuple[Path, Path], seed: int) -> None:
+    one, other = tcp
+    one._socket = BadWire(one._socket, seed)
+    chance = random.Random(seed)
+    sizes = [chance.choice([0, 1, 63, 5000, 70_000, 1 << 19]) for _ in range(120)]
+    frames = [bytearray(chance.randbytes(size)) for size in sizes]
+    done: list[int] = []
+    for number, frame in enumerate(frames):
+        sent = memoryview(bytearray(frame))
+
+        def spoil(number: int = number, sent: memoryview = sent) -> None:
+            sent[:] = bytes(len(sent))  # the caller may do that once it is told
+            done.append(number)
+
+        one.queue(Header(DATA, 0, 7, number, len(frame)), sent, spoil)
+    kept = 0
+    for number, frame in enumerate(frames):
+        into = memoryview(bytearray(len(frame))) if number % 2 else None
+        payload = None
+        while payload is None:
+            one.flush()
+            try:
+                if (header := other.peek()) is not None:
+                    payload = other.receive(into)
+            except CorruptFrame as error:
+                one.resend(error.again)
+            if (here := other.receipt()) is not None:
+                one.acknowledge(here)
+            kept = max(kept, sum(len(old.payload) for old in one._kept))
+        assert header == Header(DATA, 0, 7, number, len(frame))
+        assert payload == frame
+        other.release()
+    assert done == list(range(len(frames)))
+    assert one.traffic.resent
+    assert kept < 20 << 20
+
+
+def test_a_wire_that_spoils_everything_is_given_up(tcp: tuple[Path, Path]) -> None:
+    one, other = tcp
+    one.queue(Header(DATA, 0, 1, 0, 9000), memoryview(bytes(9000)))
+    asked: list[int | None] = [0]
+    while asked[-1] is not None:
+        one.flush()
+        wait(other)
+        try:
+            if other.peek() is not None:
+                other._crc ^= 1  # as if the payload had come with other bits
+                other.receive()
+        except CorruptFrame as error:
+            asked.append(error.again)
+            if error.again is not None:
+                one.resend(error.again)
+    assert asked[1:-1] == [0] * 8

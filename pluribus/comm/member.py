@@ -1,0 +1,219 @@
+"""A rank's membership of a group: who it is, how the group ends and begins anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pluribus.comm import meeting, tuner
+from pluribus.comm.buffers import Flat, flatten
+from pluribus.comm.collectives import CHUNK_BYTES, End
+from pluribus.comm.costs import Links
+from pluribus.comm.devices.base import Library
+from pluribus.comm.engine import Engine
+from pluribus.comm.errors import CollectiveError, PeerDied
+from pluribus.comm.health import stall_deadline
+from pluribus.comm.joining import Chips, join
+from pluribus.comm.options import Options
+from pluribus.comm.transports.base import TransportError
+from pluribus.comm.tuner import Tuner
+from pluribus.comm.work import Together, Work
+
+_CALLBACK_THREADS = 16  # callbacks may wait for collectives whose callbacks wait in turn
+Tensors = Sequence[torch.Tensor]
+
+
+class Member(dist.ProcessGroup):
+    """A rank of a group on unlike chips; `group.Group` adds the collectives.
+
+    Args:
+        store: of this group only.
+        rank, size: of this process in the group, and of the group.
+        timeout: seconds for one operation.
+        ranks: global ranks, for messages.
+    """
+
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        size: int,
+        timeout: float,
+        ranks: tuple[int, ...],
+        options: Options,
+    ) -> None:
+        super().__init__(rank, size)
+        self._store = store
+        self._rank = rank
+        self._size = size
+        self._timeout = timeout
+        self._ranks = ranks or tuple(range(size))
+        self.options = options
+        self._group_name = self._group_desc = ""
+        self._address = options.address or meeting.own_address(store)
+        self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
+        self._engine = Engine(self._name)
+        self._chips = Chips(options, self._engine)
+        self._connect(0)
+
+    def _name(self, rank: int) -> str:
+        return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else "the aggregator"
+
+    def _connect(self, epoch: int) -> None:
+        store = dist.PrefixStore(f"epoch{epoch}", self._store)
+        try:
+            joined = join(
+                store, self._rank, self._size, epoch, self.options, self._address, self._timeout,
+                self._engine, self._chips,
+            )  # fmt: skip
+        except TransportError as error:
+            raise PeerDied(f"{self._name(error.peer)}: {error}", [error.peer]) from error
+        self._collectives, self.layout, self._topology, self._whole = joined
+
+    def probe(self) -> Links:
+        """Measures the links and chooses algorithms by them from now on; all members call it.
+
+        Rank 0 keeps the figures for later groups on the same hosts.
+        """
+        links = tuner.probe(self, self.layout)
+        self._engine.expect(self.options.stall_seconds or stall_deadline(links))
+        if self._rank == 0:
+            tuner.save(links, tuner.cache_folder(), self._topology)
+        chunk = self.options.chunk_bytes or CHUNK_BYTES
+        aggregated = self._collectives.tuner.aggregated
+        self._collectives.tuner = Tuner(self.layout, links, chunk, aggregated)
+        return links
+
+    # Who we are.
+
+    def rank(self) -> int:
+        return self._rank
+
+    def size(self) -> int:
+        return self._size
+
+    def name(self) -> str:
+        return "pluribus"
+
+    getRank, getSize, getBackendName = rank, size, name  # noqa: N815
+
+    def getGroupName(self) -> str:  # noqa: N802
+        return self._group_name
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802
+        self._group_name = name
+
+    def getGroupDesc(self) -> str:  # noqa: N802
+        return self._group_desc
+
+    def setGroupDesc(self, desc: str) -> None:  # noqa: N802
+        self._group_desc = desc
+
+    _set_group_name, _set_group_desc = setGroupName, setGroupDesc
+    group_name = property(getGroupName)
+    group_desc = property(getGroupDesc)
+
+    def set_timeout(self, timeout: Any) -> None:
+        self._timeout = self._collectives.timeout = timeout.total_seconds()
+
+    # Ends and beginnings.
+
+    def abort(self) -> None:
+        """Ends every pending operation, here and on all peers, with `Aborted`."""
+        self._engine.abort(f"{self._name(self._rank)} aborted the group")
+        self._end_library()
+
+    def shutdown(self) -> None:
+        """Leaves the group; peers that need nothing more of this rank go on."""
+        self._engine.close()
+        self._chips.close()
+        self._callbacks.shutdown(wait=False)
+
+    def _end_library(self) -> None:
+        if self._whole is not None:
+            self._whole.abort()
+        if self._collectives.island is not None:
+            self._collectives.island.abort()
+
+    def reconfigure(self, members: Sequence[int], epoch: int) -> None:
+        """Makes the group anew of some of its ranks, in the same processes.
+
+        All of ``members`` call it, with the same arguments, after a failure or at rest. Ranks
+        are counted anew in the order of ``members``; what the old epoch had under way has ended
+        with an error, and nothing of it is ever taken for the new one's.
+
+        Args:
+            members: ranks of the group as it is now.
+            epoch: higher than any before.
+        """
+        members = list(members)
+        if self._rank not in members:
+            raise CollectiveError(f"{self._name(self._rank)} is none of the members {members}")
+        self._ranks = tuple(self._ranks[member] for member in members)
+        self._rank, self._size = members.index(self._rank), len(members)
+        self._end_library()
+        self._connect(epoch)
+
+    @property
+    def residuals(self) -> Any:
+        """What the codec has not said yet; belongs into checkpoints (``state_dict``)."""
+        return self._collectives.residuals
+
+    # For the collectives.
+
+    def _flat(self, tensors: Tensors, read: bool) -> Flat:
+        return flatten(tensors, read, self._chips.staging(tensors[0]))
+
+    def _work(
+        self, result: list[torch.Tensor], flat: Flat | None = None, write: bool = True
+    ) -> tuple[Work, End]:
+        """The work, and what ends it once results are in ``flat``; they are copied to where the
+        caller wants them if ``write``."""
+        back = flat.back if flat is not None and write else None
+        if flat is None or flat.staging is None or back is None:
+            work = Work(result, self._callbacks, back)
+            return work, work.end
+        work = Work(result, self._callbacks)
+        return work, flat.staging.behind(back, work.end)
+
+    def _suits(self, library: Library, given: Sequence[Any]) -> bool:
+        """Whether the vendor's library takes a call with these arguments."""
+        tensor = _first_tensor(given)
+        if tensor is None or self._chips.staging(tensor) is None:
+            return False
+        op = next((x.reduceOp for x in given if hasattr(x, "reduceOp")), None)
+        return op is None or library.can(op.op, tensor.dtype)
+
+    def _joined(self, works: list[Work], result: list[torch.Tensor]) -> Work:
+        """One work for several; they end in the order they began, or all with one error."""
+        if len(works) == 1:
+            return works[0]
+        if not all(isinstance(work, Work) for work in works):
+            return Together(works)
+        whole, _ = self._work(result)
+        left = [len(works)]
+
+        def one_ended(error: Exception | None) -> None:
+            left[0] -= 1
+            if error is not None or not left[0]:
+                whole.end(error)
+
+        if not works:
+            whole.end(None)
+        for work in works:
+            work.then(one_ended)
+        return whole
+
+
+def _first_tensor(given: Sequence[Any]) -> torch.Tensor | None:
+    """Also inside lists of lists; None if they are empty, as where only the root has some."""
+    for x in given:
+        if isinstance(x, torch.Tensor):
+            return x
+        if isinstance(x, Sequence) and (found := _first_tensor(x)) is not None:
+            return found
+    return None

@@ -1,0 +1,93 @@
+"""The table of the pricing problem: C and numpy agree bit by bit, columns cost their price."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluribus.plan.generate import Generator
+from pluribus.plan.prices import MANY
+from pluribus.plan.pricing import Lanes, Pricer, Solution
+from pluribus.plan.pricing_table import fill_numpy
+
+from ..small import make_chip, make_job, make_model, make_pool, make_setting
+
+
+def random_pricer(rng: np.random.Generator) -> Pricer:
+    pools = [
+        make_pool(
+            f"p{i}",
+            make_chip(f"c{i}", tflops=float(rng.uniform(5, 40)), gib=float(rng.uniform(1.2, 1.4))),
+            nodes=2,
+            chips_per_node=int(rng.integers(1, 5)),
+        )
+        for i in range(int(rng.integers(1, 4)))
+    ]
+    model = make_model(blocks=int(rng.integers(1, 12)), hidden=256)
+    setting = make_setting(pools, model=model, job=make_job(batch=16, sequence=1024))
+    generator = Generator.of(setting)
+    return generator.pricers[int(rng.integers(1, 3))]
+
+
+def random_lanes(rng: np.random.Generator, pricer: Pricer, count: int) -> tuple[Lanes, np.ndarray]:
+    seconds = pricer.prices.seconds
+    cap = rng.uniform(seconds.min(), seconds.max(), count)
+    weights = rng.uniform(0, 2, (3, count)) * rng.integers(0, 2, (3, count)) / cap
+    return Lanes(cap, *weights, int(rng.choice([1, 2, MANY]))), rng.uniform(0, 60, count)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_c_and_numpy_give_the_same_bits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pricer = random_pricer(rng)
+    if pricer.native is None:
+        pytest.skip("no C compiler")
+    lanes, budget = random_lanes(rng, pricer, 7)
+    price = rng.uniform(0.1, 2, len(pricer.pools))[pricer.pool_of] * pricer.chips
+    values, tables = pricer.native.fill(price, lanes, budget, columns=True)
+    alone, _ = pricer.native.fill(price, lanes, budget, columns=False)
+    expected, expected_tables = fill_numpy(pricer, price, lanes, budget)
+    assert tables is not None
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(alone, expected)
+    for lane in range(len(lanes)):
+        for depth in range(len(values)):
+            if np.isfinite(expected_tables[lane, depth]).any():
+                np.testing.assert_array_equal(tables[lane, depth], expected_tables[lane, depth])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**20), compiled=st.booleans())
+def test_a_column_costs_what_the_table_says(seed: int, compiled: bool) -> None:
+    rng = np.random.default_rng(seed)
+    pricer = random_pricer(rng)
+    lanes, budget = random_lanes(rng, pricer, 5)
+    chip_prices = rng.uniform(0.1, 2, len(pricer.pools))
+    if compiled:
+        solution = pricer.solve(chip_prices, lanes, budget)
+    else:
+        price = chip_prices[pricer.pool_of] * pricer.chips
+        solution = Solution(pricer, price, lanes, *fill_numpy(pricer, price, lanes, budget))
+    kind, rows = pricer.prices.runs.kind, list(pricer.prices.kinds)
+    for depth, lane in np.argwhere(np.isfinite(solution.values)):
+        column = solution.column(int(depth) + 1, int(lane))
+        assert len(column.stages) == depth + 1
+        cost, sender, end = 0.0, None, 0
+        for s, stage in enumerate(column.stages):
+            row = rows.index(stage.kind)
+            run = kind[stage.layers[0], stage.num_layers]
+            assert stage.layers[0] == end
+            assert pricer.prices.seconds[row, run] <= lanes.cap[lane]
+            assert pricer.prices.most_held[row, run] >= min(depth + 1 - s, lanes.hold)
+            if sender is not None:
+                hop = pricer.hops.seconds[sender, pricer.pool_of[row]]
+                cost += lanes.hop[lane] * hop
+            else:
+                cost += lanes.tail[lane] * pricer.tails[row, run]
+            cost += solution.price[row] + lanes.stage[lane] * pricer.prices.seconds[row, run]
+            sender, end = pricer.hops.senders[row], stage.layers[1]
+        assert end == len(kind)
+        assert cost == pytest.approx(solution.values[depth, lane], rel=1e-9)
