@@ -19,6 +19,7 @@ from pluribus.comm.devices.base import Library
 from pluribus.comm.devices.copies import Staging
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import CollectiveError, PeerDied
+from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
 from pluribus.comm.options import Options
 from pluribus.comm.transports.base import TransportError
@@ -58,7 +59,7 @@ class Member(dist.ProcessGroup):
         self._group_name = self._group_desc = ""
         self._address = options.address or meeting.own_address(store)
         self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
-        self._engine = Engine(options.stall_seconds, self._name)
+        self._engine = Engine(self._name)
         self._chips = Chips(options, self._engine)
         self._connect(0)
 
@@ -85,6 +86,7 @@ class Member(dist.ProcessGroup):
         Rank 0 keeps the figures for later groups on the same hosts.
         """
         links = probe.links(self)
+        self._engine.expect(self.options.stall_seconds or stall_deadline(links))
         self.layout = replace(self.layout, rates=probe.rails(self))
         chunk = self.options.chunk_bytes or CHUNK_BYTES
         aggregated = self._collectives.tuner.aggregated
