@@ -64,6 +64,7 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
+        chips: whether some rank has a chip beside its host.
         relays: whether some island adds up by a library of its vendor.
         island: this rank's, if it is one of those.
         forced: an algorithm to use wherever it fits, for measurements; the same on every rank.
@@ -82,6 +83,7 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
+        self.chips = False
         self.relays = False
         self.island: Island | None = None
         self.forced = options.algorithm
@@ -148,7 +150,7 @@ class Collectives:
             self.tuner.aggregated
             and op in _LINEAR
             and output.dtype is torch.float32
-            and staging is None
+            and not self.chips  # one rank's tensors may be a chip's, and all choose alike
         )
         name = self._choose(operation, num_bytes, codec is not None, addable)
         if name != "islands":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -102,6 +102,22 @@ class Member(dist.ProcessGroup):
                 known = self._collectives.tuner
                 said = tuner.to_json(known.links, known.corrections, self.layout.rates)
                 tuner.save(said, tuner.cache_folder(), self._topology)
+
+    @property
+    def tuner(self) -> Tuner:
+        """Chooses this group's algorithms."""
+        return self._collectives.tuner
+
+    @contextlib.contextmanager
+    def forced(self, algorithm: str) -> Iterator[None]:
+        """Operations begun meanwhile use this algorithm wherever it fits, for measurements; all
+        members do the same."""
+        before = self._collectives.forced
+        self._collectives.forced = algorithm
+        try:
+            yield
+        finally:
+            self._collectives.forced = before
 
     def sent_packets(self, peer: int) -> tuple[int, int]:
         """(sent again, sent) of the path that messages to a peer take."""

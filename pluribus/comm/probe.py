@@ -4,13 +4,15 @@ speeds of coding, copying and adding.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.costs import TYPICAL, LinkCost, Links
@@ -49,17 +51,23 @@ def links(group: Group) -> Links:
     """Both kinds of link of a group; every member calls it, and all get the same. Under 2 s on
     links of 10 Mbit/s and more.
 
-    All islands are measured inside at the same time, between their first two ranks; between
-    islands the first ranks meet in rounds of disjoint pairs, a few rounds if there are many. The
-    slowest link of each kind counts, as it would in a collective.
+    All islands are measured inside at the same time: latency between their first two ranks, rate
+    on a ring of all members, since they share memory and cores as in a collective. Between islands
+    the first ranks meet in rounds of disjoint pairs, a few rounds if there are many. The slowest
+    link of each kind counts, as it would in a collective.
     """
     layout = group.layout
-    inside = [(island[0], island[1]) for island in layout.leaves() if len(island) > 1]
+    islands = [island for island in layout.leaves() if len(island) > 1]
+    inside = [(island[0], island[1]) for island in islands]
     heads = [members[0] for members in layout.islands]
     across = [[(heads[a], heads[b]) for a, b in one] for one in rounds(len(heads))][:_MOST_ROUNDS]
     near = _slowest(_measured(group, [inside] if inside else []))
+    guess = near.bytes_per_s if near is not None else 0.0
+    rate, adding = _together(group, islands, guess)
+    if near is not None:
+        near = replace(near, bytes_per_s=rate)
     far = _slowest(_measured(group, across))
-    return Links(near or far or TYPICAL.near, far or near or TYPICAL.far)
+    return Links(near or far or TYPICAL.near, far or near or TYPICAL.far, adding)
 
 
 def rails(group: Group) -> tuple[float, ...]:
@@ -120,7 +128,7 @@ def speeds(group: Group) -> Speeds:
 
 
 def _rate(call: Callable[[], object]) -> float:
-    best = float("inf")
+    best = math.inf
     for _ in range(3):
         start = time.perf_counter()
         call()
@@ -153,6 +161,35 @@ def _measured(group: Group, plan: Sequence[Pairs]) -> dict[tuple[int, int], Link
     if pairs:
         group.allreduce([found]).wait()  # only one rank has other figures than zeros
     return {pair: LinkCost(*values) for pair, values in zip(pairs, found.tolist(), strict=True)}
+
+
+def _together(group: Group, islands: Sequence[Sequence[int]], guess: float) -> tuple[float, float]:
+    """Bytes per second of the slowest rank: when everybody sends to the next of its island, and
+    when everybody adds."""
+    own = next((island for island in islands if group.rank() in island), None)
+    low, high = _LARGE_BYTES
+    size = min(high, max(low, int(guess * _LARGE_SECONDS)))
+    sent, received = torch.zeros(2, size, dtype=torch.uint8)
+    best = math.inf
+    for _ in range(_LARGE_ROUNDS):
+        group.barrier().wait()
+        if own is None:
+            continue
+        at = own.index(group.rank())
+        start = time.perf_counter()
+        work = group.send([sent], own[(at + 1) % len(own)], 0)
+        group.recv([received], own[at - 1], 0).wait()
+        work.wait()
+        best = min(best, time.perf_counter() - start)
+    group.barrier().wait()
+    ones, sums = torch.rand(2, MIB).numpy()
+    adding = _rate(lambda: np.add(sums, ones, out=sums))
+    sending = math.inf if own is None else size / best
+    slowest = torch.tensor([sending, adding], dtype=torch.float64)
+    options = dist.AllreduceOptions()
+    options.reduceOp = dist.ReduceOp(dist.ReduceOp.MIN)
+    group.allreduce([slowest], options).wait()
+    return slowest[0].item(), slowest[1].item()
 
 
 def _slowest(found: dict[tuple[int, int], LinkCost]) -> LinkCost | None:
