@@ -31,7 +31,7 @@ _BEFORE_CONFERENCE = 0.7
 # (weight read and written, gradient read and cleared, both fp32 moments read and written), takes
 # the loss in 16 bits (14 bytes per logit, where fp32 moves 25), and has GPT-2's vocabulary without
 # padding. The wait in its sums is fitted on half of its runs; nothing else here is.
-OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.2e-4)
+OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1.1e-4)
 _GPT2_VOCABULARY = 50257
 
 # Words of a row that name its program, the first that fits: its own name, or that of the collection
@@ -50,6 +50,9 @@ _THEN, _NOW = 2021.5, 2025.0
 
 # Megatron's kernels were rewritten, and flash attention became the default.
 _REWRITTEN, _FLASH = 2022.5, 2024.0
+# Megatron-LM sums the gradients of inputs under the products of weights
+# (`--no-async-tensor-model-parallel-allreduce` switches it off); forks made before do not.
+_SUMS_OVERLAPPED = 2021.8
 # Gated networks came with Llama; runs in fp16 end with the programs of before the rewriting.
 _GATED = 2023.2
 
@@ -127,7 +130,12 @@ def _megatron(program: Software, date: float, precision: str, words: str) -> Sof
             # It sums bf16 gradients in fp32.
             found = replace(found, gradient_sync_bytes=4, accumulate_bytes=10)
         divided = bool(re.search(r"sequence-parallel", words, re.I))
-        found = replace(found, sequence_parallel=divided)
+        given = _given_date(words)
+        overlapped = given is not None and given > _SUMS_OVERLAPPED
+        found = replace(
+            found, sequence_parallel=divided,
+            overlap_backward=overlapped and program != MEGATRON_DEEPSPEED,
+        )  # fmt: skip
     elif date < _FLASH:
         # Flash attention had to be asked for.
         found = replace(MEGATRON, flash_attention=False, fragmentation=UNFUSED_FRAGMENTATION)

@@ -102,6 +102,19 @@ class Collectives:
         self._slots: dict[tuple, tuple[str, StorageWeakRef]] = {}
         self._numbers: dict[str, int] = {}
 
+    def change(self, layout: Layout, tuner: Tuner) -> None:
+        """Goes by other figures of the same ranks and islands; all ranks do at the same operation.
+
+        Where rails are cut otherwise, what the codec owed is forgotten with the old cut.
+        """
+        self.tuner = tuner
+        if layout != self._layout:
+            self._layout = layout
+            self._programs.clear()
+            self._slots.clear()
+            self._numbers.clear()
+            self.residuals.forget()
+
     def run(
         self,
         operation: str,

@@ -26,7 +26,7 @@ from functools import partial
 from pluribus.comm import errors
 from pluribus.comm.errors import CollectiveError
 from pluribus.comm.farewell import Farewells
-from pluribus.comm.health import Health, reason
+from pluribus.comm.health import Health, reason, stall_deadline
 from pluribus.comm.job import Task
 from pluribus.comm.lanes import Lanes
 from pluribus.comm.mesh import Mesh, drop_stale
@@ -40,8 +40,8 @@ from pluribus.comm.transports.base import (
     Path,
     TransportError,
 )
+from pluribus.comm.watch import Watch
 
-_TICK_SECONDS = 0.25  # the longest sleep while something is pending
 _CLOSING_SECONDS = 2.0  # for frames of finished operations to leave
 _CLOSING_TICK = 2e-3
 _JOIN_SECONDS = 5.0
@@ -52,14 +52,11 @@ class Engine:
     """Runs a group's tasks and messages in a thread of its own.
 
     Args:
-        stall_seconds: a peer that answers nothing for so long while something is pending has
-            stalled.
         name: rank → how messages call it.
     """
 
-    def __init__(self, stall_seconds: float, name: Callable[[int], str]) -> None:
-        self._stall = stall_seconds
-        self._tick = min(_TICK_SECONDS, stall_seconds / 4)
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self._stall = stall_deadline(None)
         self._name = name
         # Sockets, because one that is closed is never taken for a file that was opened since.
         self._wake_read, self._wake_write = socket.socketpair()
@@ -79,13 +76,10 @@ class Engine:
         self._mesh = mesh
         self._lanes = Lanes(mesh, self._name)
         self._messages = Messages(mesh.epoch, mesh.messages)
-        self._health = Health(mesh, self._stall, self._tick, self._name)
-        self._poll = select.poll()
-        self._poll.register(self._wake_read, select.POLLIN)
-        self._interest: dict[int, int] = {}
+        self._health = Health(mesh, self._stall, self._name)
+        self._watch = Watch(mesh, self._wake_read)
         self._more = False  # something may be here that poll does not see
         self._lane_of = {lane.path.fileno(): lane for lane in self._lanes.all}
-        self._paths = {path.fileno(): path for path in mesh.paths()}  # those not at their end
         self._readers: dict[int, Callable[[], None]] = {}
         for descriptor, lane in self._lane_of.items():
             self._readers[descriptor] = partial(self._lanes.read, lane)
@@ -180,6 +174,15 @@ class Engine:
             if not self._thread.is_alive():
                 raise CollectiveError("the group was closed")
 
+    def expect(self, stall: float) -> None:
+        """Sets after how many seconds of silence, while something is pending, a peer has
+        stalled."""
+
+        def act() -> None:
+            self._stall = self._health.stall = stall
+
+        self.call(act)
+
     def abort(self, why: str) -> None:
         """Ends everything pending here and at the peers; returns when that is done here."""
         ended = threading.Event()
@@ -222,14 +225,12 @@ class Engine:
         self._run_calls()
 
     def _turn(self) -> None:
-        self._update_interest()
-        for descriptor, events in self._poll.poll(self._patience()):
-            path = self._paths.get(descriptor)
-            if path is not None:
-                self._serve(path, events)
-            elif descriptor == self._wake_read.fileno():
+        for path, events in self._watch.wait(self._patience(), self._held_up):
+            if path is None:
                 with contextlib.suppress(BlockingIOError):
                     self._wake_read.recv(4096)
+            elif path in self._watch:  # else what another brought ended it
+                self._serve(path, events)
         self._run_calls()
         self._work()
         self._look_at_peers()
@@ -246,7 +247,7 @@ class Engine:
             return 1000 * _CLOSING_TICK
         if self._health.until is not None:
             return max(0.0, (self._health.until - time.monotonic()) * 1000)
-        return 1000 * (self._tick if self._pending else 1.0)
+        return 1000 * (self._health.tick if self._pending else 1.0)
 
     @property
     def _pending(self) -> bool:
@@ -259,21 +260,6 @@ class Engine:
     def _run_calls(self) -> None:
         while self._calls:
             self._calls.popleft()()
-
-    def _update_interest(self) -> None:
-        for descriptor, path in self._paths.items():
-            held_up = self._held_up(path)
-            wants = select.POLLOUT if path.wants_write else 0
-            if not held_up or (path.drains and not path.silent):
-                wants |= select.POLLIN
-            known = self._interest.get(descriptor, 0)
-            if wants == known:
-                continue
-            self._interest[descriptor] = wants
-            if wants:
-                self._poll.register(descriptor, wants)
-            else:  # even without interest, poll would report an end again and again
-                self._poll.unregister(descriptor)
 
     def _held_up(self, path: Path) -> bool:
         """Whether what comes has no place yet."""
@@ -294,7 +280,7 @@ class Engine:
     def _read(self, path: Path) -> None:
         """Reads what is there; what comes after a path's end is known once it is read."""
         reader = self._readers.get(path.fileno())
-        if reader is None or path.fileno() not in self._paths:
+        if reader is None or path not in self._watch:
             return
         try:
             reader()
@@ -306,7 +292,7 @@ class Engine:
             if again is not None:
                 self._health.miss(path, self._numbers[path.fileno()], again)
                 return
-            self._forget(path)
+            self._watch.forget(path)
             if isinstance(error, CorruptFrame):
                 what = f"from {self._name(path.peer)}: {error}"
                 raise CollectiveError(what, [path.peer]) from error
@@ -331,12 +317,6 @@ class Engine:
         else:
             self._lanes.settle()
         self._more = bool(self._lanes.readable())
-
-    def _forget(self, path: Path) -> None:
-        """Polls a path no more."""
-        descriptor = path.fileno()
-        if self._paths.pop(descriptor, None) is not None and self._interest.pop(descriptor, 0):
-            self._poll.unregister(descriptor)
 
     # Ends.
 
@@ -374,7 +354,7 @@ class Engine:
 
     def _has_ended(self, path: Path) -> bool:
         """Whether all that a path brought is read."""
-        return path.fileno() not in self._paths
+        return path not in self._watch
 
     def _fail(self, error: Exception) -> None:
         """Ends everything with this error and tells the peers why."""
@@ -403,7 +383,7 @@ class Engine:
         with contextlib.suppress(OSError):
             self._health.tell_all(word, said)
         for path in self._mesh.paths():
-            self._forget(path)
+            self._watch.forget(path)
         mesh, self._mesh = self._mesh, Mesh(self._mesh.epoch)
         self._lanes.fail(error)
         self._lanes.all.clear()

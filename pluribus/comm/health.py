@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from pluribus.comm import errors
+from pluribus.comm.costs import Links
 from pluribus.comm.errors import CollectiveError, PeerDied, PeerLeft
 from pluribus.comm.mesh import Mesh
 from pluribus.comm.transports.base import (
@@ -28,21 +29,38 @@ from pluribus.comm.transports.base import (
     Path,
     TransportError,
 )
+from pluribus.core.units import MIB
 
 # After a death: what is already here may still end an operation, and the word of a peer that closed
 # its paths for a reason is here before.
 GRACE_SECONDS = 0.01
+_TICK_SECONDS = 0.25
+
+# A peer whose engine thread runs answers at once; what may keep it from running, or its answer from
+# coming, for so long: other processes and long calls that hold the interpreter's lock, and what is
+# queued on the link before the answer.
+_FLOOR_SECONDS = 10.0
+_QUEUED_BYTES = 16 * MIB  # in the kernels of both ends
+_FACTOR = 5.0
+_UNKNOWN_SECONDS = 20.0  # where no link was measured
 _TOLD = " (told by "
 _NOTHING = memoryview(b"")
+
+
+def stall_deadline(links: Links | None) -> float:
+    """Seconds of silence after which a peer has stalled, by the slowest link as it was measured."""
+    if links is None:
+        return _UNKNOWN_SECONDS
+    slowest = min(link.bytes_per_s for link in (links.near, links.far))
+    latency = max(link.latency_s for link in (links.near, links.far))
+    return _FLOOR_SECONDS + _FACTOR * (2 * latency + _QUEUED_BYTES / slowest)
 
 
 class Health:
     """The peers of one epoch. Only the engine's thread calls it.
 
     Args:
-        stall_seconds: a peer that answers nothing for so long has stalled.
-        tick: seconds the engine sleeps at most while something is pending. More than twice that
-            between two looks at the clock, and it was this process that stood still.
+        stall: seconds after which a peer that answers nothing has stalled; may be changed.
         name: rank → how messages call it.
 
     Attributes:
@@ -51,16 +69,13 @@ class Health:
         until: when a death or a peer's word ends the group; None: nothing has happened.
     """
 
-    def __init__(
-        self, mesh: Mesh, stall_seconds: float, tick: float, name: Callable[[int], str]
-    ) -> None:
+    def __init__(self, mesh: Mesh, stall: float, name: Callable[[int], str]) -> None:
         self._mesh = mesh
-        self._stall = stall_seconds
-        self._tick = tick
+        self.stall = stall
         self._name = name
         self._looked = time.monotonic()
         self._clock = 0.0  # seconds this process has run
-        self._pinged = -stall_seconds
+        self._pinged = -stall
         self._verdicts: dict[int, CollectiveError] = {}  # of peers lost or that gave up, in order
         self._lost: set[int] = set()  # of those, the peers that said no word
         self._heard = dict.fromkeys(mesh.control, 0.0)
@@ -68,6 +83,11 @@ class Health:
         self.left: dict[int, PeerLeft] = {}
         self.cancelled: tuple[int, CollectiveError] | None = None
         self.until: float | None = None
+
+    @property
+    def tick(self) -> float:
+        """Seconds the engine sleeps at most while something is pending."""
+        return min(_TICK_SECONDS, self.stall / 4)
 
     def starts_waiting(self) -> None:
         """Silence counts from now: while nothing was pending nobody was asked."""
@@ -148,22 +168,23 @@ class Health:
             CollectiveError: a path could not be repaired.
         """
         now = time.monotonic()
-        self._clock += min(now - self._looked, 2 * self._tick)
+        # Longer than it ever sleeps: then it was this process that stood still.
+        self._clock += min(now - self._looked, 2 * self.tick)
         self._looked = now
         for path, since in list(self._missing.items()):
             if not path.seeking:
                 del self._missing[path]
-            elif self._clock - since > self._stall:
+            elif self._clock - since > self.stall:
                 what = f"what {self._name(path.peer)} sends comes with other bits"
                 raise CollectiveError(what, [path.peer])
         if not pending:
             return
         for peer, heard in self._heard.items():
             silent = self._clock - heard
-            if silent > self._stall and peer not in self.left:
+            if silent > self.stall and peer not in self.left:
                 what = f"{self._name(peer)} has not answered for {silent:.1f} s"
                 raise errors.PeerStalled(what, [peer])
-        if self._clock - self._pinged > self._stall / 4:
+        if self._clock - self._pinged > self.stall / 4:
             self._pinged = self._clock
             self.tell_all(PING)
 

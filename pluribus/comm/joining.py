@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from pluribus.comm.devices.copies import Staging
 from pluribus.comm.devices.island import Island
 from pluribus.comm.devices.registry import Devices
 from pluribus.comm.engine import Engine
+from pluribus.comm.health import stall_deadline
 from pluribus.comm.meeting import Place
 from pluribus.comm.options import Options
 from pluribus.comm.tuner import Tuner
@@ -102,6 +104,8 @@ def join(
         store.set("links", json.dumps(known or {}))
     said = json.loads(store.get("links"))
     links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
+    engine.expect(options.stall_seconds or stall_deadline(links if said else None))
+    layout = replace(layout, rates=tuner.rates_from_json(said, size))
     aggregated = max(mesh.data, default=0) >= len(places)
     chunk = options.chunk_bytes or CHUNK_BYTES
     chooser = Tuner(layout, links, chunk, corrections, aggregated)

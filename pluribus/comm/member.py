@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pluribus.comm.devices.base import Library
 from pluribus.comm.devices.copies import Staging
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import CollectiveError, PeerDied
+from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
 from pluribus.comm.options import Options
 from pluribus.comm.transports.base import TransportError
@@ -57,7 +59,7 @@ class Member(dist.ProcessGroup):
         self._group_name = self._group_desc = ""
         self._address = options.address or meeting.own_address(store)
         self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
-        self._engine = Engine(options.stall_seconds, self._name)
+        self._engine = Engine(self._name)
         self._chips = Chips(options, self._engine)
         self._connect(0)
 
@@ -84,9 +86,12 @@ class Member(dist.ProcessGroup):
         Rank 0 keeps the figures for later groups on the same hosts.
         """
         links = probe.links(self)
+        self._engine.expect(self.options.stall_seconds or stall_deadline(links))
+        self.layout = replace(self.layout, rates=probe.rails(self))
         chunk = self.options.chunk_bytes or CHUNK_BYTES
         aggregated = self._collectives.tuner.aggregated
-        self._collectives.tuner = Tuner(self.layout, links, chunk, aggregated=aggregated)
+        chooser = Tuner(self.layout, links, chunk, aggregated=aggregated)
+        self._collectives.change(self.layout, chooser)
         self._keep()
         return links
 
@@ -95,7 +100,7 @@ class Member(dist.ProcessGroup):
         if self._rank == 0:
             with contextlib.suppress(OSError):  # a home that cannot be written to
                 known = self._collectives.tuner
-                said = tuner.to_json(known.links, known.corrections)
+                said = tuner.to_json(known.links, known.corrections, self.layout.rates)
                 tuner.save(said, tuner.cache_folder(), self._topology)
 
     @property

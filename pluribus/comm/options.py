@@ -39,7 +39,7 @@ class Options:
         checked: whether frames between hosts carry a checksum.
         chunk_bytes: of one frame; 0 lets the tuner choose.
         stall_seconds: a peer that answers nothing for so long, while something is pending, has
-            stalled.
+            stalled; 0: by the slowest link (`health.stall_deadline`).
         verify: compare a checksum of every all-reduce's result across ranks.
         probe: measure links when a group is made that spans hosts of which nothing is known yet.
         device: "fake-a" or "fake-a@2.5" takes the tensors of this rank for those of a made-up chip
@@ -60,7 +60,7 @@ class Options:
     shared_memory: bool = True
     checked: bool = True
     chunk_bytes: int = 0
-    stall_seconds: float = 20.0
+    stall_seconds: float = 0.0
     verify: bool = False
     probe: bool = True
     device: str = ""
@@ -84,8 +84,10 @@ class Options:
             )
         if self.fec < 0:
             raise ConfigError(f"fec = {self.fec} is negative", where="comm options")
-        if self.streams < 1 or self.stall_seconds <= 0:
-            raise ConfigError("streams and stall_seconds must be positive", where="comm options")
+        if self.streams < 1 or self.stall_seconds < 0:
+            raise ConfigError(
+                "streams must be positive, stall_seconds not negative", where="comm options"
+            )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Options:

@@ -26,6 +26,7 @@ _FIRST_BYTES = 128 * KIB
 _LARGE_BYTES = 256 * KIB, 8 * MIB
 _LARGE_SECONDS = 0.03  # that a large message should take: long beside what disturbs it
 _MOST_ROUNDS = 4  # of pairs of islands
+_UNEQUAL = 1.5  # links that differ by less are taken to be alike: measuring differs by as much
 _MOST_IN_TURN = 8  # ranks; of more, disjoint pairs are measured at the same time
 
 Pairs = Sequence[tuple[int, int]]
@@ -67,6 +68,30 @@ def links(group: Group) -> Links:
         near = replace(near, bytes_per_s=rate)
     far = _slowest(_measured(group, across))
     return Links(near or far or TYPICAL.near, far or near or TYPICAL.far, adding)
+
+
+def rails(group: Group) -> tuple[float, ...]:
+    """Bytes per second of every rank's own link out of its island, or () where they are about the
+    same; every member calls it, and all get the same.
+
+    One pair after the other, each rank with the one on its rail in the next island: together they
+    would measure what they share. In larger groups that takes too long; there all count as equal.
+    """
+    layout = group.layout
+    if layout.is_flat or layout.size > _MOST_IN_TURN:
+        return ()
+    pairs = set()
+    for island, members in enumerate(layout.islands):
+        others = layout.islands[(island + 1) % len(layout.islands)]
+        for position, rank in enumerate(members):
+            partner = others[position % len(others)]
+            pairs.add((min(rank, partner), max(rank, partner)))
+    found = _measured(group, [[pair] for pair in sorted(pairs)])
+    rates = tuple(
+        max(link.bytes_per_s for pair, link in found.items() if rank in pair)
+        for rank in range(layout.size)
+    )
+    return rates if max(rates) > _UNEQUAL * min(rates) else ()
 
 
 def matrix(group: Group) -> dict[tuple[int, int], LinkCost]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Tuner:
         if len(ALGORITHMS[operation]) == 1:
             return next(iter(ALGORITHMS[operation]))
         prices = self.prices(operation, num_bytes, addable)
-        return min(prices, key=lambda name: prices[name])
+        return min(prices.items(), key=lambda price: price[1])[0]
 
     def prices(self, operation: str, num_bytes: int, addable: bool = False) -> dict[str, float]:
         """Seconds of each algorithm that may run, corrections included."""
@@ -93,9 +94,9 @@ def digest(layout: Layout, hosts: list[str]) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:20]
 
 
-def to_json(links: Links, corrections: Corrections) -> dict[str, Any]:
-    """What is kept, and told to other ranks."""
-    return asdict(links) | {"corrections": corrections.to_json()}
+def to_json(links: Links, corrections: Corrections, rates: Sequence[float] = ()) -> dict[str, Any]:
+    """What is kept, and told to other ranks; ``rates`` as in `Layout`."""
+    return asdict(links) | {"corrections": corrections.to_json(), "rates": list(rates)}
 
 
 def from_json(said: Any) -> tuple[Links, Corrections]:
@@ -105,6 +106,12 @@ def from_json(said: Any) -> tuple[Links, Corrections]:
         ValueError, KeyError, TypeError: it is not that.
     """
     return Links.from_json(said), Corrections(said.get("corrections"))
+
+
+def rates_from_json(said: Any, size: int) -> tuple[float, ...]:
+    """The links' rates out of what `to_json` returned; () where there is not one for each rank."""
+    rates = tuple(map(float, said.get("rates", ())))
+    return rates if len(rates) == size and min(rates, default=0.0) > 0 else ()
 
 
 def save(said: dict[str, Any], folder: Path, name: str) -> None:

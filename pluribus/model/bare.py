@@ -54,9 +54,12 @@ class BareLayer(Layer):
         tp: int = 1,
         cp: int = 1,
         ep: int = 1,
+        sequence_parallel: bool = True,
         bytes_per_element: float = 2,
     ) -> tuple[Operator, ...]:
-        share = Share(micro_batch, sequence_length, tp, cp, ep, bytes_per_element)
+        share = Share(
+            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
+        )
         h = self.hidden_size
         if self.layer_kind == "embedding":
             return (elementwise("lookup", 2 * share.tokens * h, bytes_per_element),)

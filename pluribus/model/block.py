@@ -59,9 +59,12 @@ class Block(Layer):
         tp: int = 1,
         cp: int = 1,
         ep: int = 1,
+        sequence_parallel: bool = True,
         bytes_per_element: float = 2,
     ) -> tuple[Operator, ...]:
-        share = Share(micro_batch, sequence_length, tp, cp, ep, bytes_per_element)
+        share = Share(
+            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
+        )
         hidden = share.shard_tokens * self.hidden_size
         return (
             elementwise("attention_norm", 2 * hidden, bytes_per_element),

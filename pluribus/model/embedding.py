@@ -68,9 +68,12 @@ class Embedding(Layer):
         tp: int = 1,
         cp: int = 1,
         ep: int = 1,
+        sequence_parallel: bool = True,
         bytes_per_element: float = 2,
     ) -> tuple[Operator, ...]:
-        share = Share(micro_batch, sequence_length, tp, cp, ep, bytes_per_element)
+        share = Share(
+            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
+        )
         tokens, h = share.shard_tokens, self.hidden_size
         # Each rank reads the rows it owns and writes a partial sum for every token.
         moved = share.tokens * self.width * (1 / tp + 1) * bytes_per_element

@@ -71,9 +71,12 @@ class Head(Layer):
         tp: int = 1,
         cp: int = 1,
         ep: int = 1,
+        sequence_parallel: bool = True,
         bytes_per_element: float = 2,
     ) -> tuple[Operator, ...]:
-        share = Share(micro_batch, sequence_length, tp, cp, ep, bytes_per_element)
+        share = Share(
+            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
+        )
         tokens, columns = share.tokens, math.ceil(self.vocab_size / tp)
         steps = []
         if self.norm:

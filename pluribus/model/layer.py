@@ -78,9 +78,10 @@ class Layer(ABC):
         tp: int = 1,
         cp: int = 1,
         ep: int = 1,
+        sequence_parallel: bool = True,
         bytes_per_element: float = 2,
     ) -> tuple[Operator, ...]:
-        """One rank's forward of one micro-batch, in order, sequence-parallel between tp regions.
+        """One rank's forward of one micro-batch, in order.
 
         Args:
             micro_batch: sequences.
@@ -88,6 +89,8 @@ class Layer(ABC):
             tp: tensor-parallel ranks; must satisfy `supports_tp`.
             cp: context-parallel ranks; causal work is balanced over them.
             ep: expert-parallel ranks; must satisfy `supports_ep`.
+            sequence_parallel: whether tokens between tp regions are divided by tp; if not, every
+                rank does the norms and residuals of all of them.
             bytes_per_element: width of activations and weights in compute.
         """
 

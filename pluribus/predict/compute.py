@@ -18,6 +18,7 @@ from pluribus.predict.grid import read_grid
 from pluribus.predict.nearby import Level
 from pluribus.predict.operator_tables import TABLE_SPREAD, OperatorTimes, operator_times
 from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, Work, operator_work
+from pluribus.predict.replicas import exposed_seconds
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.predict.stage_time import StageTime, added
 from pluribus.predict.talk import Talk, layer_talk
@@ -70,14 +71,19 @@ class LayerCost:
             host = (software.host_s + software.host_talk_s * (tp - 1)) * calibration.host
         talk = self.talk.total.seconds(calibration)
         forward = _pace(self.forward.seconds(calibration) + talk, host)
-        backward = self.backward.seconds(calibration) + talk
+        tensor = shown = self.talk.tensor.seconds(calibration)
+        if software.overlap_backward:
+            # Where tokens are divided, the gather before a region's backward stays exposed.
+            under = tensor / 2 if software.sequence_parallel else tensor
+            shown += exposed_seconds(under, self.weight * calibration.matmul) - under
+        backward = self.backward.seconds(calibration) + talk - tensor + shown
         backward = _pace(backward, software.host_backward * host)
         return StageTime(
             forward,
             backward + again * forward,
             calibration.spread or self.spread,
             self.weight * calibration.matmul,
-            tensor=(2 + again) * self.talk.tensor.seconds(calibration),
+            tensor=(1 + again) * tensor + shown,
             expert=(2 + again) * self.talk.expert.seconds(calibration),
             context=(2 + again) * self.talk.context.seconds(calibration),
         )
@@ -333,12 +339,12 @@ def layer_work(
     element = max(2, DTYPE_BYTES[precision])
     passes = software.eager_passes if getattr(layer, "norm", None) == "rms" else 1.0
     for operator in layer.operators(
-        micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=element
-    ):
+        micro_batch, sequence_length, tp=tp, cp=cp, ep=ep,
+        sequence_parallel=software.sequence_parallel, bytes_per_element=element,
+    ):  # fmt: skip
         tabled = times and times.work(operator, precision, micro_batch)
-        if operator.name == "cross_entropy":
-            passes = software.loss_passes
-        found = tabled or operator_work(operator, chip, precision, software, passes)
+        moved = passes * (software.loss_passes if operator.name == "cross_entropy" else 1.0)
+        found = tabled or operator_work(operator, chip, precision, software, moved)
         ahead, back, weight = found
         forward, backward, weights = forward + ahead, backward + back, weights + weight
     return forward, backward, weights

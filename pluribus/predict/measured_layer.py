@@ -73,11 +73,13 @@ class MeasuredLayer(Layer):
         tp: int = 1,
         cp: int = 1,
         ep: int = 1,
+        sequence_parallel: bool = True,
         bytes_per_element: float = 2,
     ) -> tuple[Operator, ...]:
         return self.inner.operators(
-            micro_batch, sequence_length, tp=tp, cp=cp, ep=ep, bytes_per_element=bytes_per_element
-        )
+            micro_batch, sequence_length, tp=tp, cp=cp, ep=ep,
+            sequence_parallel=sequence_parallel, bytes_per_element=bytes_per_element,
+        )  # fmt: skip
 
     def activation_bytes(
         self,

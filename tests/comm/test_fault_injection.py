@@ -79,7 +79,7 @@ def dies(group: Group) -> None:
 
     def vanish() -> None:
         for path in engine._mesh.paths():
-            engine._forget(path)
+            engine._watch.forget(path)
             path.close()
         engine._mesh = Mesh(engine._mesh.epoch)
         engine._health._mesh = engine._mesh

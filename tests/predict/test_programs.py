@@ -76,6 +76,38 @@ def test_a_wait_in_sums_grows_with_each_doubling_of_the_ranks() -> None:
     assert added == pytest.approx([0.0, 2 * wait, 4 * wait])
 
 
+def test_without_sequence_parallelism_every_rank_does_all_norms_and_residuals() -> None:
+    """Korthikanti et al. 2022, section 4.2.2: between regions tokens are divided or repeated."""
+    block = Model.from_config(dict(DENSE)).layers[1]
+    whole, divided, repeated = (
+        {o.name: o.bytes for o in block.operators(1, 4096, tp=tp, sequence_parallel=parallel)}
+        for tp, parallel in ((1, False), (4, True), (4, False))
+    )
+    for name in ("attention_norm", "feed_forward_residual"):
+        assert divided[name] == whole[name] / 4
+        assert repeated[name] == whole[name]
+    assert repeated["activation"] == divided["activation"]
+    both = (replace(MEGATRON, sequence_parallel=each) for each in (True, False))
+    quicker, slower = (terms(software=each).stages[0].layers[1][0].forward for each in both)
+    assert slower.memory > 1.2 * quicker.memory
+
+
+@pytest.mark.parametrize(("parallel", "hidden"), [(False, 0.9 / 4), (True, 0.45 / 4)])
+def test_the_sums_of_the_backward_run_under_weight_gradients(parallel: bool, hidden: float) -> None:
+    """Two of four directions' sums, or half of them where the tokens are divided; a tenth of what
+    is hidden shows."""
+    plain = replace(MEGATRON, sequence_parallel=parallel, host_s=0.0)
+    cost = terms(software=plain).stages[0].layers[1][0]
+    sums = cost.talk.tensor.seconds(IDENTITY)
+    alone, under = (
+        cost.time(IDENTITY, replace(plain, overlap_backward=each), 2, "full")
+        for each in (False, True)
+    )
+    assert alone.backward - under.backward == pytest.approx(4 * hidden * sums)
+    assert alone.tensor - under.tensor == pytest.approx(4 * hidden * sums)
+    assert alone.forward == under.forward
+
+
 def test_an_update_moves_the_bytes_of_its_program() -> None:
     (mixed,), (plain,) = (
         terms(software=replace(MEGATRON, update_bytes=each)).stages for each in (38, 19)

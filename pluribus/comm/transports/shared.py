@@ -29,7 +29,7 @@ from pluribus.comm.transports.base import (
     pack,
     unpack,
 )
-from pluribus.comm.transports.tcp import meet
+from pluribus.comm.transports.connections import meet
 from pluribus.core.units import MIB
 
 _PLACE = struct.Struct("<Q")
