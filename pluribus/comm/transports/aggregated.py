@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pluribus.comm.aggregator import DEAD_MILLISECONDS, LEFT, SLOTS, Aggregator, Hello, pack_hello
+from pluribus.comm.aggregator import DEAD_MILLISECONDS, SLOTS, Aggregator, Hello, pack_hello
 from pluribus.comm.transports.base import (
     GOODBYE,
     Header,
@@ -31,7 +31,8 @@ from pluribus.comm.transports.base import (
     Traffic,
     TransportError,
 )
-from pluribus.comm.transports.tcp import TcpPath, prepare
+from pluribus.comm.transports.stream import TcpPath
+from pluribus.comm.transports.tcp import prepare
 
 _CALL_SECONDS = 5.0
 
@@ -82,7 +83,7 @@ class AggregatorPath(Path):
         self.peer = -1
         self._closing = closing
         self._hello, self._standby, self._congestion = hello, standby, congestion
-        self._inner = TcpPath(-1, place.call(hello, congestion))
+        self._inner = TcpPath(-1, place.call(hello, congestion), keeps=False)
         self._backlog: deque[tuple[Header, memoryview, Callable[[], None] | None]] = deque()
         self._out: deque[tuple[Header, memoryview]] = deque()  # copies of what has no sum yet
         self._kept: deque[tuple[Header, np.ndarray]] = deque(maxlen=SLOTS)
@@ -146,7 +147,7 @@ class AggregatorPath(Path):
         header = self._inner.peek()
         if header is None:
             return
-        if header.kind == LEFT:
+        if header.kind == GOODBYE:
             self.peer = header.operation
             raise PeerGone(self.peer, f"rank {self.peer} has left the aggregator")
         payload = self._inner.receive()
@@ -187,7 +188,7 @@ class AggregatorPath(Path):
         old = self._inner._socket
         os.dup2(connection.fileno(), old.fileno())
         connection.close()
-        self._inner = TcpPath(-1, old)
+        self._inner = TcpPath(-1, old, keeps=False)
         for header, kept in self._kept:
             self._inner.queue(header, memoryview(kept))
         for header, payload in self._out:

@@ -75,16 +75,19 @@ class TcpPath(Path):
 
     Args:
         checked: whether its frames carry checksums and can be asked for again.
+        keeps: whether it keeps frames for being asked; else a wrong bit ends the path.
     """
 
     seeking = False
 
-    def __init__(self, peer: int, connection: socket.socket, checked: bool = True) -> None:
+    def __init__(
+        self, peer: int, connection: socket.socket, checked: bool = True, keeps: bool = True
+    ) -> None:
         connection.setblocking(False)
         self.peer = peer
         self.traffic = Traffic()
         self._socket = connection
-        self._checked = checked
+        self._checked, self._keeps = checked, keeps
         self._broken = False  # nothing can be sent any more
         self._out: deque[_Frame] = deque()
         self._next = 0  # number of the next frame to send
@@ -172,7 +175,7 @@ class TcpPath(Path):
         frame.parts = [head, payload] if num_bytes else [head]
 
     def _keep(self, frame: _Frame) -> None:
-        if not self._checked or frame.header.kind >= PRIVATE:
+        if not (self._checked and self._keeps) or frame.header.kind >= PRIVATE:
             return
         if not frame.own:
             frame.payload, frame.own = bytes(frame.payload), True
