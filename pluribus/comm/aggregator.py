@@ -190,7 +190,7 @@ class Aggregator:
         self._streams[name] = stream
         del self._waiting[descriptor]
         prepare(connection, "", DEAD_MILLISECONDS)
-        member = _Member(hello, TcpPath(hello.rank, connection, keeps=False))
+        member = _Member(hello, TcpPath(hello.rank, connection))
         stream.members[hello.member] = self._members[descriptor] = member
         if len(stream.members) == stream.count and stream.at < 0:
             stream.at = min(one.hello.first for one in stream.members.values())

@@ -83,7 +83,7 @@ class AggregatorPath(Path):
         self.peer = -1
         self._closing = closing
         self._hello, self._standby, self._congestion = hello, standby, congestion
-        self._inner = TcpPath(-1, place.call(hello, congestion), keeps=False)
+        self._inner = TcpPath(-1, place.call(hello, congestion))
         self._backlog: deque[tuple[Header, memoryview, Callable[[], None] | None]] = deque()
         self._out: deque[tuple[Header, memoryview]] = deque()  # copies of what has no sum yet
         self._kept: deque[tuple[Header, np.ndarray]] = deque(maxlen=SLOTS)
@@ -188,7 +188,7 @@ class AggregatorPath(Path):
         old = self._inner._socket
         os.dup2(connection.fileno(), old.fileno())
         connection.close()
-        self._inner = TcpPath(-1, old, keeps=False)
+        self._inner = TcpPath(-1, old)
         for header, kept in self._kept:
             self._inner.queue(header, memoryview(kept))
         for header, payload in self._out:
