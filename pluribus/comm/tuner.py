@@ -60,7 +60,7 @@ class Tuner:
         if len(ALGORITHMS[operation]) == 1:
             return next(iter(ALGORITHMS[operation]))
         prices = self.prices(operation, num_bytes, addable)
-        return min(prices.items(), key=lambda price: price[1])[0]
+        return min(prices, key=lambda name: prices[name])
 
     def prices(self, operation: str, num_bytes: int, addable: bool = False) -> dict[str, float]:
         """Seconds of each algorithm that may run, corrections included."""

@@ -21,7 +21,8 @@ from pluribus.plan.pricing import Lanes, Pricer
 _CELLS = 12  # cells to begin with
 _MOST = 1200  # cells beyond which a proof is given up
 _NARROW = 1.004  # a cell's values within this ratio are looked at with many prices of time
-_ROUGH, _FINE = (0.5, 1.0), (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15)
+_ROUGH = (0.5, 1.0)  # of what a second is worth at the pace of the slowest stage
+_FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
 _BEHIND = 3  # pipelines looked at for each price of time where a proof fails
 _EPS = 1e-12
 
