@@ -21,7 +21,7 @@ def random_pricer(rng: np.random.Generator) -> Pricer:
     pools = [
         make_pool(
             f"p{i}",
-            make_chip(f"c{i}", tflops=float(rng.uniform(5, 40)), gib=float(rng.uniform(1.2, 1.4))),
+            make_chip(f"c{i}", tflops=float(rng.uniform(5, 40)), gib=float(rng.uniform(2.1, 2.5))),
             nodes=2,
             chips_per_node=int(rng.integers(1, 5)),
         )
