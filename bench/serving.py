@@ -6,7 +6,7 @@ Of `silicon_sample.csv` the aggregated runs are taken (prefill and decode on the
 model and precision we have: one engine, no data-parallel attention, bf16 or fp8 products. Batch
 size is taken for the number of requests kept running. Nothing is fitted on these rows, but how
 engines fuse kernels (`predict/serving_step.py`), what host work overlaps, which cache is narrow and
-how much of a chip the cache gets were chosen after a look at them: the errors are in-sample in that.
+how much of a chip the cache gets were chosen after a look at them: in that, errors are in-sample.
 Prints the mean and median absolute error and the median error of TPOT and TTFT per model, chip and
 precision, by formula alone, and with `--tables` from the operator tables of the same package; and
 how often TPOT's interval holds it. TTFT is that of a benchmark which starts all requests at once
@@ -43,8 +43,8 @@ CONFIGS = {"nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Meta-Llama-3.1-8B",
            "meta-llama/Llama-3.1-70B": "meta-llama/Meta-Llama-3.1-70B"}  # fmt: skip
 # TensorRT-LLM and SGLang do half of a step's host work during the step before (their overlap
 # schedulers are on by default); how much is a typical figure, of 0, 0.3, 0.5 and 1 ms
-# the best on a sixth of these rows. TensorRT-LLM is taken to cache in 8 bits what it multiplies in 8,
-# but for latents: the rows do not say.
+# the best on a sixth of these rows. TensorRT-LLM is taken to cache in 8 bits what it multiplies in
+# 8, but for latents: the rows do not say.
 OVERLAPPED = ("trtllm", "sglang")
 NARROW_CACHE = ("trtllm",)
 BURST_SHARE = 0.1
