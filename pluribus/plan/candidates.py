@@ -23,7 +23,7 @@ from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
-_WORTHWHILE = (0.0, 0.93, 0.97)  # columns of a mix deliver this share of their chips' worth
+_WORTHWHILE = (0.93, 0.97)  # columns of a mix deliver this share of their chips' worth
 _MUCH_SLOWER = 1.15  # mixes of fractions slower than the best by this are not made whole
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools whose every order along a pipeline is tried
@@ -104,6 +104,7 @@ def _proposals(
 def _mixed(generator: Generator, deadline: float) -> Iterator[Team]:
     """Mixes of all columns, and of those without narrow stages: a sum has as many rings as its
     narrowest member has tensor-parallel ranks, so one such stage holds up every stage it meets."""
+    few = generator.available.sum() <= _SMALL  # any column may fill what the others leave over
     narrowest = {c: min(s.kind.tensor_parallel for s in c.stages) for c in generator.columns}
     tried: set[tuple[Column, ...]] = set()
     for width in sorted(set(narrowest.values())):
@@ -111,7 +112,7 @@ def _mixed(generator: Generator, deadline: float) -> Iterator[Team]:
         least = generator.deadline(deadline, wide)
         if least > _MUCH_SLOWER * deadline:
             return
-        for share in _WORTHWHILE:
+        for share in (0.0, *_WORTHWHILE) if few else _WORTHWHILE:
             columns = tuple(worthwhile(generator, least, wide, share))
             if columns not in tried:
                 tried.add(columns)

@@ -17,8 +17,9 @@ from pluribus.core.units import GIB
 from pluribus.predict.serving_step import Deployment
 from pluribus.spec.prediction import Interval
 
-# What an engine may fill of a chip, as engines are set by default, and what the process itself
-# takes beside weights and cache (context, workspaces, graphs); typical figures.
+# What an engine gives to its cache of what weights and the process leave (TensorRT-LLM's default;
+# vLLM and SGLang count the weights in and come to about as much), and what the process itself takes
+# beside them (context, workspaces, graphs); typical figures.
 USABLE_SHARE = 0.9
 RUNTIME_BYTES = 3 * GIB
 
@@ -101,7 +102,7 @@ def predict_serving(deployment: Deployment, load: Load) -> Serving:
     chip.matmul_flops(deployment.precision)
     answer = fmean(load.generated)
     context = fmean(p + g / 2 for p, g in zip(load.prompts, load.generated, strict=True))
-    room = chip.memory_bytes * USABLE_SHARE - RUNTIME_BYTES - deployment.weight_bytes
+    room = (chip.memory_bytes - RUNTIME_BYTES - deployment.weight_bytes) * USABLE_SHARE
     places = math.floor(room / (context * deployment.cache_bytes_per_token))
     running = min(load.requests, places) if places > 0 else load.requests
     decode = deployment.step_seconds(decoding=running, context=context) + deployment.host_s

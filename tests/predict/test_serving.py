@@ -158,7 +158,7 @@ def test_a_mix_has_a_mean_and_a_tail() -> None:
 
 def test_the_largest_batch_fills_the_memory() -> None:
     found = predict_serving(SERVED, load())
-    room = 80 * GIB * USABLE_SHARE - RUNTIME_BYTES - SERVED.weight_bytes
+    room = (80 * GIB - RUNTIME_BYTES - SERVED.weight_bytes) * USABLE_SHARE
     one = 1280 * SERVED.cache_bytes_per_token
     assert found.largest_batch * one <= room < (found.largest_batch + 1) * one
     assert found.fits
@@ -171,7 +171,7 @@ def test_the_largest_batch_fills_the_memory() -> None:
 def test_who_has_no_place_waits_and_slows_nobody() -> None:
     """Twice as many requests as fit at their mean length: the same steps, and a wait as long as
     one answer."""
-    room = 80 * GIB * USABLE_SHARE - RUNTIME_BYTES - SERVED.weight_bytes
+    room = (80 * GIB - RUNTIME_BYTES - SERVED.weight_bytes) * USABLE_SHARE
     places = int(room / (1152 * SERVED.cache_bytes_per_token))
     full, crowded = (predict_serving(SERVED, load(requests=n)) for n in (places, 2 * places))
     assert not crowded.fits

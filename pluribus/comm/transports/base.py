@@ -31,6 +31,7 @@ CANCEL = 7  # the sender ends no collective from number `operation` on; the payl
 RECEIPT = 8  # of the path with number `operation`: frames before number `part` are here
 RESEND = 9  # that path's frame number `part` came with other bits
 PRIVATE = 200
+MARKS = 254  # and 255: of TCP connections, whatever is built on them
 
 
 class TransportError(Exception):

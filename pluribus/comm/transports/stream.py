@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pluribus.comm.native.crc32c import crc32c
 from pluribus.comm.transports.base import (
     MAGIC,
-    PRIVATE,
+    MARKS,
     CorruptFrame,
     Header,
     Path,
@@ -35,8 +35,8 @@ _CHECK = struct.Struct("<I")
 _HEAD_BYTES = _FIELDS.size + _CHECK.size
 
 # Marks: frames without a number of their own, which are found among what is thrown away.
-_RESUME = PRIVATE  # what follows goes on with the frame of this number
-_ASK = PRIVATE + 1  # go back to the frame of this number
+_RESUME = MARKS  # what follows goes on with the frame of this number
+_ASK = MARKS + 1  # go back to the frame of this number
 _SIGN = (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0)  # epoch, operation, part and bytes of a mark
 _SIGN_AT, _SIGN_BYTES = 4, struct.pack("<IIII", *_SIGN)
 _COPIES = 4  # of a mark: some of them may come with other bits
@@ -192,7 +192,7 @@ class TcpPath(Path):
         frame.parts = [head, payload] if num_bytes else [head]
 
     def _keep(self, frame: _Frame) -> None:
-        if not self._again or frame.header.kind >= PRIVATE:
+        if not self._again or frame.header.kind >= _RESUME:
             return
         if not frame.own:
             frame.payload, frame.own = bytes(frame.payload), True
