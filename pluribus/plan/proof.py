@@ -63,7 +63,7 @@ class Proof:
         if not len(values):
             return None
         edges = np.geomspace(values[0], values[-1], _CELLS + 1)[1:-1]
-        starts = np.unique([0, *np.searchsorted(values, edges)])
+        starts = np.unique([0, *np.searchsorted(values, edges).clip(max=len(values) - 1)])
         cells = np.stack([starts, np.append(starts[1:], len(values)) - 1], axis=1)
         done = 0
         while len(cells):
