@@ -70,6 +70,7 @@ IN_STAR = (
     Rival("gloo (ring)", "gloo", "abcd"),
     Rival("pluribus ring", "pluribus", "abcd", {"ALGORITHM": "ring"}),
     Rival("pluribus direct", "pluribus", "abcd", {"ALGORITHM": "direct"}),
+    Rival("pluribus, tuner's choice", "pluribus", "abcd", {"AGGREGATOR": f"{HUB_ADDRESS}:29578"}),
     Rival("pluribus aggregator", "pluribus", "abcd",
           {"ALGORITHM": "aggregator", "AGGREGATOR": f"{HUB_ADDRESS}:29577"}),
 )  # fmt: skip

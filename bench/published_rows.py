@@ -216,7 +216,7 @@ def parse_row(row: Mapping[str, str]) -> Row:
         software=software,
         seconds=None if out else seconds,
         memory_gb=math.inf if out else memory,
-        room_known=recompute is not None and not unsure,
+        room_known=given is not None and not unsure,
         flags=tuple(flags),
     )
 

@@ -93,7 +93,7 @@ def stall(rank: int, n: int, folder: str) -> tuple[str, tuple[int, ...]]:
 
 
 def test_a_stalled_peer_is_told_from_a_slow_one(tmp_path: Path) -> None:
-    settings = [{"PLURIBUS_COMM_STALL_SECONDS": "2"}] * 3
+    settings = [{"PLURIBUS_COMM_STALL_SECONDS": "4"}] * 3
     found = run_ranks(stall, 3, str(tmp_path), environments=settings)
     assert found[0] == found[1] == ("PeerStalled", (2,))
 
@@ -101,13 +101,13 @@ def test_a_stalled_peer_is_told_from_a_slow_one(tmp_path: Path) -> None:
 def slow(rank: int, n: int) -> float:
     x = torch.ones(10)
     if rank == 1:
-        time.sleep(4.0)  # computing: its engine answers
+        time.sleep(7.0)  # computing: its engine answers
     dist.all_reduce(x)
     return float(x[0])
 
 
 def test_a_peer_that_computes_long_has_not_stalled() -> None:
-    found = run_ranks(slow, 2, environments=[{"PLURIBUS_COMM_STALL_SECONDS": "1.5"}] * 2)
+    found = run_ranks(slow, 2, environments=[{"PLURIBUS_COMM_STALL_SECONDS": "3"}] * 2)
     assert found == {0: 2.0, 1: 2.0}
 
 
@@ -118,7 +118,7 @@ def absent(rank: int, n: int) -> tuple[int, ...] | None:
         return None
     from datetime import timedelta
 
-    group.set_timeout(timedelta(seconds=3))
+    group.set_timeout(timedelta(seconds=5))
     with pytest.raises(errors.CollectiveTimeout) as caught:
         dist.all_reduce(torch.ones(3), group=group)
     dist.barrier()

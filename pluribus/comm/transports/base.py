@@ -31,6 +31,7 @@ CANCEL = 7  # the sender ends no collective from number `operation` on; the payl
 RECEIPT = 8  # of the path with number `operation`: frames before number `part` are here
 RESEND = 9  # that path's frame number `part` came with other bits
 PRIVATE = 200
+MARKS = 254  # and 255: of TCP connections, whatever is built on them
 
 
 class TransportError(Exception):
@@ -162,6 +163,11 @@ class Path(ABC):
     def silent(self) -> bool:
         """Whether the descriptor has no news any more and need not be polled."""
         return False
+
+    @property
+    def packets(self) -> tuple[int, int]:
+        """(sent again, sent), in packets or bytes, whatever the path counts; for its loss."""
+        return self.traffic.resent, self.traffic.sent
 
     @property
     def needs_all(self) -> bool:

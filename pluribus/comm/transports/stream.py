@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pluribus.comm.native.crc32c import crc32c
 from pluribus.comm.transports.base import (
     MAGIC,
-    PRIVATE,
+    MARKS,
     CorruptFrame,
     Header,
     Path,
@@ -25,6 +25,7 @@ from pluribus.core.units import MIB
 
 _READ_AHEAD = 64 * 1024  # small frames come many to a system call
 _RTT_OFFSET = 68  # of tcpi_rtt in struct tcp_info, microseconds; linux/tcp.h
+_RESENT_OFFSET, _SENT_OFFSET = 100, 136  # tcpi_total_retrans, tcpi_segs_out in linux/tcp.h
 _TCP_CLOSE = 7  # linux/tcp_states.h: the peer has refused what was still on its way
 
 # magic, kind, checked, epoch, operation, part, bytes of the payload, number of the frame, crc32c
@@ -34,8 +35,8 @@ _CHECK = struct.Struct("<I")
 _HEAD_BYTES = _FIELDS.size + _CHECK.size
 
 # Marks: frames without a number of their own, which are found among what is thrown away.
-_RESUME = PRIVATE  # what follows goes on with the frame of this number
-_ASK = PRIVATE + 1  # go back to the frame of this number
+_RESUME = MARKS  # what follows goes on with the frame of this number
+_ASK = MARKS + 1  # go back to the frame of this number
 _SIGN = (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0)  # epoch, operation, part and bytes of a mark
 _SIGN_AT, _SIGN_BYTES = 4, struct.pack("<IIII", *_SIGN)
 _COPIES = 4  # of a mark: some of them may come with other bits
@@ -74,17 +75,22 @@ class TcpPath(Path):
     another way, goes back to it. For that the sender keeps copies until it has the receipt.
 
     Args:
-        checked: whether its frames carry checksums and can be asked for again.
+        checked: whether its frames carry checksums.
+        repeats: whether they can be asked for again; both ends must pass on each other's
+            `receipt` and what a `CorruptFrame` asks for.
     """
 
     seeking = False
 
-    def __init__(self, peer: int, connection: socket.socket, checked: bool = True) -> None:
+    def __init__(
+        self, peer: int, connection: socket.socket, checked: bool = True, repeats: bool = False
+    ) -> None:
         connection.setblocking(False)
         self.peer = peer
         self.traffic = Traffic()
         self._socket = connection
         self._checked = checked
+        self._again = checked and repeats
         self._broken = False  # nothing can be sent any more
         self._out: deque[_Frame] = deque()
         self._next = 0  # number of the next frame to send
@@ -93,7 +99,7 @@ class TcpPath(Path):
         self._ahead = memoryview(bytearray(_READ_AHEAD))
         self._start = self._stop = 0
         self._expected = 0  # number of the frame to come
-        self._repeats = 0  # of that one
+        self._times = 0  # of that one
         self.seeking = False  # where the sender goes back to it
         self._askings = self._answered = 0  # of this end, and of the peer
         self._receipt_at = self._since = 0  # frames and bytes since the last receipt
@@ -115,6 +121,20 @@ class TcpPath(Path):
             return 0.0
         data = self._socket.getsockopt(socket.IPPROTO_TCP, info, _RTT_OFFSET + 4)
         return int.from_bytes(data[_RTT_OFFSET:], sys.byteorder) / 1e6
+
+    @property
+    def packets(self) -> tuple[int, int]:
+        info = getattr(socket, "TCP_INFO", None)
+        if info is None or self._socket.family == getattr(socket, "AF_UNIX", None):
+            return 0, 0
+        data = self._socket.getsockopt(socket.IPPROTO_TCP, info, _SENT_OFFSET + 4)
+        if len(data) < _SENT_OFFSET + 4:  # a kernel that does not tell
+            return 0, 0
+        resent, sent = (
+            int.from_bytes(data[at : at + 4], sys.byteorder)
+            for at in (_RESENT_OFFSET, _SENT_OFFSET)
+        )
+        return resent, sent
 
     @property
     def wants_write(self) -> bool:
@@ -172,7 +192,7 @@ class TcpPath(Path):
         frame.parts = [head, payload] if num_bytes else [head]
 
     def _keep(self, frame: _Frame) -> None:
-        if not self._checked or frame.header.kind >= PRIVATE:
+        if not self._again or frame.header.kind >= _RESUME:
             return
         if not frame.own:
             frame.payload, frame.own = bytes(frame.payload), True
@@ -269,12 +289,12 @@ class TcpPath(Path):
         self.traffic.received += size
         self._since += size
         self._expected = (self._expected + 1) % _NUMBERS
-        self._repeats = 0
+        self._times = 0
         self._header = None
 
     def receipt(self) -> int | None:
         frames = (self._expected - self._receipt_at) % _NUMBERS
-        if not self._checked or (self._since < _RECEIPT_BYTES and frames < _RECEIPT_FRAMES):
+        if not self._again or (self._since < _RECEIPT_BYTES and frames < _RECEIPT_FRAMES):
             return None
         self._receipt_at, self._since = self._expected, 0
         return self._expected
@@ -291,9 +311,9 @@ class TcpPath(Path):
 
     def _garbled(self, what: str) -> CorruptFrame:
         self._header = None
-        if not self._checked or self._repeats == _MOST_REPEATS:
+        if not self._again or self._times == _MOST_REPEATS:
             return CorruptFrame(self.peer, what)
-        self._repeats += 1
+        self._times += 1
         self.seeking = True
         return CorruptFrame(self.peer, what, again=self._expected)
 

@@ -18,7 +18,7 @@ class Tcp(Transport):
         streams: connections to each peer.
         congestion: congestion control to ask the kernel for, where it has it ("bbr" keeps its
             rate under loss; "" leaves the host's default).
-        checked: whether frames carry a checksum.
+        checked: whether frames carry checksums and are sent again if they come with other bits.
     """
 
     name: ClassVar[str] = "tcp"
@@ -31,7 +31,7 @@ class Tcp(Transport):
     def connect(self, meeting: Meeting) -> dict[int, list[Path]]:
         connections = meet(meeting, self.streams, self._prepare)
         return {
-            peer: [TcpPath(peer, connection, self.checked) for connection in lanes]
+            peer: [TcpPath(peer, connection, self.checked, repeats=True) for connection in lanes]
             for peer, lanes in connections.items()
         }
 
