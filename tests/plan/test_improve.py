@@ -78,6 +78,6 @@ def test_the_rank_is_the_objective() -> None:
     # A plan that ends in time comes before one that does not, whatever it costs.
     steps = setting().job.train.num_steps
     limit = (quick.seconds + slow.seconds) / 2 * steps
-    late = rank(setting(Deadline(seconds=limit)))
+    late = rank(setting(Deadline(deadline=f"{limit:.6f}s")))
     assert late(quick)[0] == 0
     assert late(slow)[0] == 1
