@@ -1,7 +1,7 @@
 """Collectives against gloo: between centres, over a WAN, in a star, on one host, after a death.
 
-    python bench/comm.py [--cases host death centres wan star] [--only WHO ...] [--rates 1000 100]
-                         [--losses 0.1 1] [--sizes 1 16] [--repeats 5] [--json FILE]
+    python bench/comm.py [--cases host mpi death centres wan star] [--only WHO ...]
+        [--rates 1000 100] [--losses 0.1 1] [--sizes 1 16] [--repeats 5] [--json FILE]
 
 Two network namespaces are two centres of two ranks each. Their link is a veth pair that `tc tbf`
 shapes (`centres`), or a TUN pair through `wan.py`: 100 Mbit/s, 40 ms round trip, random loss
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ LIMIT = 300.0
 WAN_LIMIT = 40.0  # gloo over cubic does not end
 WAN_MBIT, WAN_DELAY = 100, 0.02
 STAR_HOSTS, STAR_MBIT = 4, 1000
+MPI_ALGORITHMS = {0: "its choice", 3: "recursive doubling", 4: "ring", 6: "Rabenseifner"}
 
 
 class Rival(NamedTuple):
@@ -70,6 +72,7 @@ IN_STAR = (
     Rival("gloo (ring)", "gloo", "abcd"),
     Rival("pluribus ring", "pluribus", "abcd", {"ALGORITHM": "ring"}),
     Rival("pluribus direct", "pluribus", "abcd", {"ALGORITHM": "direct"}),
+    Rival("pluribus, tuner's choice", "pluribus", "abcd", {"AGGREGATOR": f"{HUB_ADDRESS}:29578"}),
     Rival("pluribus aggregator", "pluribus", "abcd",
           {"ALGORITHM": "aggregator", "AGGREGATOR": f"{HUB_ADDRESS}:29577"}),
 )  # fmt: skip
@@ -226,6 +229,28 @@ def on_one_host(bench: Bench) -> None:
     bench.sizes = bench.sizes[1:]
 
 
+def openmpi(bench: Bench, python: str) -> None:
+    """OpenMPI on one host, each size by the best of its all-reduce algorithms."""
+    asks = [python, "-c", "import mpi4py.MPI"]
+    if shutil.which("mpirun") is None or subprocess.run(asks, capture_output=True).returncode:
+        print("skipped: OpenMPI (it needs mpirun, and mpi4py in --mpi-python)")
+        return
+    best: dict[str, tuple[float, str, float]] = {}
+    given = {"backend": "mpi", "sizes": [1024, *bench.sizes], "repeats": bench.repeats}
+    for number, name in MPI_ALGORITHMS.items():
+        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "4", "--mca",
+                   "coll_tuned_use_dynamic_rules", "1", "--mca", "coll_tuned_allreduce_algorithm",
+                   str(number), python, RANK, json.dumps(given)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        if done.returncode:
+            print(f"skipped: OpenMPI {name} ({done.stderr.strip().splitlines()[-1:]})")
+            continue
+        for size, (seconds, _, processor) in json.loads(done.stdout).items():
+            best[size] = min(best.get(size, (LIMIT, "", 0.0)), (seconds, name, processor))
+    for size, (seconds, name, processor) in best.items():
+        bench.keep("one host", f"OpenMPI, {name}", int(size), seconds, processor=processor)
+
+
 def after_death(bench: Bench, times: int) -> None:
     for number in range(times):
         ranks = [
@@ -240,18 +265,21 @@ def after_death(bench: Bench, times: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    cases = ("host", "death", "centres", "wan", "star", "mpi")
+    cases = ("host", "mpi", "death", "centres", "wan", "star")
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases)
     parser.add_argument("--only", nargs="+", help="parts of the rivals' names")
     parser.add_argument("--rates", type=int, nargs="*", default=[1000, 100], help="Mbit/s")
     parser.add_argument("--losses", type=float, nargs="*", default=[0.1, 1.0], help="per cent")
     parser.add_argument("--sizes", type=float, nargs="+", default=[1, 16], help="MiB")
+    parser.add_argument("--mpi-python", default=sys.executable, help="interpreter with mpi4py")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     bench = Bench(given)
     if "host" in given.cases:
         on_one_host(bench)
+    if "mpi" in given.cases:
+        openmpi(bench, given.mpi_python)
     if "death" in given.cases:
         after_death(bench, 5)
     if links.possible():

@@ -35,9 +35,10 @@ START_SECONDS = 6.0  # for all processes to meet
 SHARED = (
     ("udp", "udp"), ("bbr", "bbr"), ("cubic", "cubic"),
     ("udp", "cubic"), ("udp", "bbr"), ("bbr", "cubic"),
-    ("udp", "cubic", "cubic", "cubic"),
+    ("udp", "cubic", "cubic", "cubic"), ("bbr", "cubic", "cubic", "cubic"),
 )  # fmt: skip
-INCAST = (("udp",) * SENDERS, ("bbr",) * SENDERS, ("cubic",) * SENDERS, ("udp", "cubic", "cubic"))
+INCAST = (("udp",) * SENDERS, ("bbr",) * SENDERS, ("cubic",) * SENDERS, ("udp", "cubic", "cubic"),
+          ("bbr", "cubic", "cubic"))  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "reliable": {},
     "parity every 16": {"parity_every": 16},

@@ -24,7 +24,8 @@ from pluribus.core.errors import PlanError
 from pluribus.hardware.cluster import Cluster
 from pluribus.hardware.pool import Pool
 from pluribus.plan.placement import place, unplaced
-from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
+from pluribus.predict.boundary import boundary_seconds
+from pluribus.predict.collectives import group_all_reduce_seconds
 from pluribus.predict.memory import GRADIENT_BYTES, stage_memory
 from pluribus.predict.predict import forecast
 from pluribus.predict.setting import Setting
@@ -130,19 +131,21 @@ class Space:
 
     def hop(self, size: int) -> np.ndarray:
         """[ways, ways] least seconds of a message and its answer, wherever the stages are put."""
-        setting, cluster = self.setting, self.setting.cluster
-        num_bytes = setting.boundary_bytes(
-            Pipeline(stages=(), micro_batch_size=size, micro_batches=1)
-        )
+        setting = self.setting
         result = np.zeros((len(self.ways), len(self.ways)))
-        for a, (source, _) in enumerate(self.ways):
-            for b, (target, _) in enumerate(self.ways):
-                ends = _ends(cluster, source, target)
-                result[a, b] = 2 * min(
-                    (message_seconds(num_bytes, *end, cluster, setting.profile) for end in ends),
-                    default=0.0,
-                )
+        for a, (source, width) in enumerate(self.ways):
+            for b, (target, other) in enumerate(self.ways):
+                times = [
+                    boundary_seconds(setting, _stage(x, width), _stage(y, other), size)
+                    for x, y in _ends(setting.cluster, source, target)
+                ]
+                result[a, b] = 2 * min(times, default=0.0)
         return result
+
+
+def _stage(chip: str, width: int) -> Stage:
+    """A stage of which only its first chip and its ranks matter."""
+    return Stage(chips=(chip,) * width, layers=(0, 1), tensor_parallel=width)
 
 
 def _ends(cluster: Cluster, a: str, b: str) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 scaling      seconds and proven gap by kinds, cards and model (planner_scaling.py)
 optimality   against brute force on small clusters (planner_optimality.py)
 value        against other ways to plan (planner_value.py)
+replan       a new plan after a loss: seconds and bytes moved (planner_replan.py)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib
 import sys
 from pathlib import Path
 
-PARTS = ("scaling", "optimality", "value")
+PARTS = ("scaling", "optimality", "value", "replan")
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -257,7 +257,9 @@ def _ranking(rows: Sequence[Row], records: Sequence[dict[str, Any]]) -> dict[str
     sweeps = defaultdict(list)
     for record in records:
         row = rows[record["row"]]
-        key = (row.model.digest, row.cluster, row.layout.global_batch, row.sequence_length)
+        model = row.model  # its vocabulary may be padded by the layout
+        key = (model.architecture, model.hidden_size, len(model.layers), row.cluster)
+        key = (*key, row.layout.global_batch, row.sequence_length)
         sweeps[*key, row.layout.num_chips, row.precision, record["draw"]].append(record)
     taus, regrets = [], []
     for sweep in sweeps.values():

@@ -179,6 +179,10 @@ COMMAND_LINE = {
     "aggregator": ["--host", "--port", "--token-file"],
     "demo": ["--folder", "--json", "--seconds"],
     "calibrate": ["--json", "--out", "runs"],
+    "comm": [
+        "--chosen", "--codec", "--json", "--mib", "--operations", "--picture", "--ranks",
+        "--repeats", "what",
+    ],
     "plan": [
         "--calibration", "--cluster", "--html", "--json", "--out", "--pareto", "--profile",
         "--trial", "--trial-steps", "job",

@@ -22,6 +22,7 @@ COMMANDS = {
     "calibrate": "fit the predictions to measured runs, and write calibration.json",
     "train": "run a plan",
     "report": "draw a run as one HTML page",
+    "comm": "measure the links between ranks, and the collectives over them",
     "aggregator": "sum chunks of several ranks in the middle of the network",
 }
 

@@ -26,13 +26,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pluribus.comm.transports.base import DATA, GOODBYE, PRIVATE, Header, TransportError
-from pluribus.comm.transports.tcp import TcpPath, prepare
+from pluribus.comm.transports.base import DATA, GOODBYE, Header, TransportError
+from pluribus.comm.transports.stream import TcpPath
+from pluribus.comm.transports.tcp import prepare
 from pluribus.core.errors import ConfigError
 from pluribus.core.units import MIB
 
 SLOTS = 16  # chunks of a member on the way: twice 100 µs at 10 Gbit/s, and some for jitter
-LEFT = PRIVATE + 1  # a member has left: no later sum comes; operation = its rank
 MOST_STREAMS = 1024
 GREETING_SECONDS = 5.0
 DEAD_MILLISECONDS = 5000  # of no acknowledgement, after which a connection is gone
@@ -250,11 +250,11 @@ class Aggregator:
             del self._streams[member.hello.group, member.hello.stream]
 
     def _miss(self, stream: _Stream) -> None:
-        """Tells whoever waits for a sum that a member that has left has no part in."""
+        """Tells whoever waits for a sum which member has left and has no part in it."""
         gone = [one for one in stream.members.values() if one.has_left and not one.parts]
         for member in stream.members.values():
             if gone and member.parts and not member.has_left:
-                header = Header(LEFT, 0, gone[0].hello.rank, 0, 0)
+                header = Header(GOODBYE, 0, gone[0].hello.rank, 0, 0)
                 member.path.queue(header, memoryview(b""))
                 member.path.flush()
 

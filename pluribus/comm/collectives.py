@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from pluribus.comm.devices.staged import staged
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import Mismatch
 from pluribus.comm.job import Task
+from pluribus.comm.learning import Learning, Moment
 from pluribus.comm.options import Options
 from pluribus.comm.program import Builder, Program
 from pluribus.comm.reduce import Op, reduction
@@ -29,6 +31,7 @@ from pluribus.comm.tuner import Tuner
 from pluribus.core.units import KIB, MIB, format_bytes
 
 _PARTED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
+_COUNTED = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
 _LINEAR = (Op.SUM, Op.AVG, Op.PREMUL_SUM)
 CHUNK_BYTES = MIB
 _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
@@ -61,8 +64,11 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
+        chips: whether some rank has a chip beside its host.
         relays: whether some island adds up by a library of its vendor.
         island: this rank's, if it is one of those.
+        forced: an algorithm to use wherever it fits, for measurements; the same on every rank.
+        learned: called when the tuner has learned something new.
     """
 
     def __init__(
@@ -77,8 +83,12 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
+        self.chips = False
         self.relays = False
         self.island: Island | None = None
+        self.forced = options.algorithm
+        self.learned: Callable[[], None] = lambda: None
+        self._learning = Learning()
         self._engine = engine
         self._layout = layout
         self._rank = rank
@@ -91,6 +101,19 @@ class Collectives:
         self._scratch = Scratch()
         self._slots: dict[tuple, tuple[str, StorageWeakRef]] = {}
         self._numbers: dict[str, int] = {}
+
+    def change(self, layout: Layout, tuner: Tuner) -> None:
+        """Goes by other figures of the same ranks and islands; all ranks do at the same operation.
+
+        Where rails are cut otherwise, what the codec owed is forgotten with the old cut.
+        """
+        self.tuner = tuner
+        if layout != self._layout:
+            self._layout = layout
+            self._programs.clear()
+            self._slots.clear()
+            self._numbers.clear()
+            self.residuals.forget()
 
     def run(
         self,
@@ -120,13 +143,14 @@ class Collectives:
             whole = given.numel() * size
         elements = whole // size if operation in _PARTED else whole
         self._check(operation, given, output, elements, root)
+        self._learn(operation)
         num_bytes = whole * output.element_size()
         codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
         addable = (
             self.tuner.aggregated
             and op in _LINEAR
             and output.dtype is torch.float32
-            and staging is None
+            and not self.chips  # one rank's tensors may be a chip's, and all choose alike
         )
         name = self._choose(operation, num_bytes, codec is not None, addable)
         if name != "islands":
@@ -150,6 +174,11 @@ class Collectives:
             residual = self.residuals.of(self._slot(operation, key, elements), steps.residuals)
         if not by_library:
             copies = staging.copies() if staging is not None else None
+            if codec is None and staging is None and not self.forced:
+                model = self.tuner.model_seconds(operation, name, num_bytes)
+                if model is not None:
+                    note = partial(self.tuner.corrections.note, operation, name, num_bytes)
+                    end = self._learning.timed(end, model, note)
             self._submit(operation, steps, given, output, op, codec, residual, end, copies)
             return
 
@@ -159,6 +188,25 @@ class Collectives:
         assert self.island is not None
         assert op is not None
         self.island.all_reduce(output, op, across, codec.block if codec else 1, end)
+
+    def _learn(self, operation: str) -> None:
+        """Counts operations; at some of them, the same on all ranks, all tell each other what they
+        measured, and a while later all choose by it."""
+        if self.forced or operation not in _COUNTED or self._layout.size == 1:
+            return
+        match self._learning.count():
+            case Moment.TELL:
+                noted = torch.from_numpy(self.tuner.corrections.noted.copy())
+                reply = self._learning.asks(noted)
+                name = "direct"
+                plan = _Plan("all_reduce", name, noted.numel(), noted.numel(), 0, None, False,
+                             False, 4)  # fmt: skip
+                self._submit("all_reduce", self._program(plan), noted, noted, Op.MIN, None, None,
+                             reply, None)  # fmt: skip
+            case Moment.USE:
+                smallest = self._learning.answer(self.timeout)
+                if smallest is not None and self.tuner.corrections.decide(smallest):
+                    self.learned()
 
     def _program(self, plan: _Plan) -> Program:
         known = self._programs.get(plan)
@@ -234,7 +282,7 @@ class Collectives:
             )
 
     def _choose(self, operation: str, num_bytes: int, coded: bool, addable: bool) -> str:
-        known = ALGORITHMS[operation].get(self._options.algorithm)
+        known = ALGORITHMS[operation].get(self.forced)
         if (
             known is not None
             and (addable or not known.aggregated)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pluribus.comm.algorithms.aggregated import CHUNK_ELEMENTS
 from pluribus.comm.algorithms.layout import Layout
@@ -16,6 +17,9 @@ from pluribus.comm.algorithms.registry import ALGORITHMS, program
 from pluribus.comm.program import Kind, Program
 from pluribus.predict.algorithms import Algorithm, Phase
 
+# The processor's part of a message (o of LogP, Culler et al. 1993) as a share of the latency inside
+# a host, which is nearly all software; fitted on 1 KiB sums of 4 ranks on 2 cores, bench/tuner.py.
+_OVERHEAD = 0.5
 # Of one aggregator process, in and out alike: on one core of an AMD EPYC of 2025, November 2026.
 AGGREGATOR_BYTES_PER_S = 5e8
 _TINY_ELEMENTS = 64  # for each rank: enough for every piece to exist
@@ -27,34 +31,50 @@ class LinkCost:
 
     Attributes:
         latency_s: of a small message, one way.
-        bytes_per_s: of a large one.
+        bytes_per_s: of a large one, losses included.
+        loss: share of packets that had to be sent again.
     """
 
     latency_s: float
     bytes_per_s: float
+    loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """The links of a group: inside its islands, and of one island to the rest."""
+    """The links of a group: inside its islands, and of one island to the rest.
+
+    Attributes:
+        add_bytes_per_s: at which a rank adds up what it gets, all at the same time.
+    """
 
     near: LinkCost
     far: LinkCost
+    add_bytes_per_s: float = 5e9  # one core of the host that `TYPICAL` names
 
     @classmethod
-    def from_json(cls, known: Mapping[str, Mapping[str, float]]) -> Links:
+    def from_json(cls, known: Mapping[str, Any]) -> Links:
         """From what `dataclasses.asdict` gave.
 
         Raises:
             ValueError: a figure is not positive.
         """
         links = [
-            LinkCost(float(known[kind]["latency_s"]), float(known[kind]["bytes_per_s"]))
+            LinkCost(
+                float(known[kind]["latency_s"]),
+                float(known[kind]["bytes_per_s"]),
+                float(known[kind].get("loss", 0.0)),
+            )
             for kind in ("near", "far")
         ]
-        if min(value for link in links for value in (link.latency_s, link.bytes_per_s)) <= 0:
+        adding = float(known.get("add_bytes_per_s", cls.add_bytes_per_s))
+        if min(adding, *(v for link in links for v in (link.latency_s, link.bytes_per_s))) <= 0:
             raise ValueError("a link's latency or rate is not positive")
-        return cls(*links)
+        return cls(*links, adding)
+
+
+# Until measured: shared memory and TCP of this library on a 2-core x86 host, November 2026.
+TYPICAL = Links(near=LinkCost(150e-6, 2e9), far=LinkCost(250e-6, 1.2e8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +85,16 @@ class Shape:
         near_hops, far_hops: messages one behind the other on the longest way.
         near_share: bytes the busiest rank sends or receives, per byte of the buffer.
         far_share: bytes that enter or leave the busiest island, likewise.
+        added: bytes the busiest rank adds to others, per byte of the buffer.
+        beside: messages the busiest rank sends and receives beside those of its hops.
     """
 
     near_hops: int
     far_hops: int
     near_share: float
     far_share: float
+    added: float
+    beside: int
 
 
 def shape(operation: str, name: str, layout: Layout) -> Shape:
@@ -100,12 +124,23 @@ def shape(operation: str, name: str, layout: Layout) -> Shape:
                 out[island[rank]] += count
                 into[island[peer]] += count
     far_hops, near_hops = _longest_way(programs, island)
+    messages = max(
+        sum(map(len, steps.sends.values())) + sum(map(len, steps.receives.values()))
+        for steps in programs
+    )
     return Shape(
         near_hops,
         far_hops,
         max(*sent, *received) / elements,
         max(*out, *into) / elements,
+        max(_added(steps) for steps in programs) / elements,
+        max(0, messages - 2 * (near_hops + far_hops)),
     )
+
+
+def _added(steps: Program) -> int:
+    kinds = (Kind.RECEIVE_REDUCE, Kind.REDUCE)
+    return sum(step.target.size for step in steps.steps if step.kind in kinds)
 
 
 def _longest_way(programs: Sequence[Program], island: Sequence[int]) -> tuple[int, int]:
@@ -153,14 +188,19 @@ def priced(name: str, what: Shape, links: Links, chunk_bytes: int) -> Algorithm:
     time of one chunk, which is how far ahead it must be.
     """
     latency = what.near_hops * links.near.latency_s + what.far_hops * links.far.latency_s
-    near = what.near_share / links.near.bytes_per_s
+    latency += what.beside * _OVERHEAD * links.near.latency_s
+    # Inside a host a rank's own processor moves the bytes and then adds them up.
+    near = what.near_share / links.near.bytes_per_s + what.added / links.add_bytes_per_s
     far = what.far_share / links.far.bytes_per_s
-    share, link = (what.far_share, links.far) if far > near else (what.near_share, links.near)
+    if far > near:
+        share, rate = what.far_share, links.far.bytes_per_s
+    else:
+        share, rate = what.near_share, what.near_share / near if near else links.near.bytes_per_s
     hops = max(0, what.near_hops + what.far_hops - 1)
     # The engine's chunks are of a fixed size: a pipeline of D hops fills in D chunk times, or in
     # less when the buffer is smaller than that; predict's best-chunk term is its lower envelope.
-    fill = hops * chunk_bytes / link.bytes_per_s if hops and min(near, far) else 0.0
-    main = Phase(latency, share, link.bytes_per_s, 0.0, 0.0, hops_s=min(fill, latency))
+    fill = hops * chunk_bytes / rate if hops and min(near, far) else 0.0
+    main = Phase(latency, share, rate, 0.0, 0.0, hops_s=min(fill, latency))
     return Algorithm(name, (main,))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ import torch.distributed as dist
 from pluribus.comm import meeting, tuner
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.collectives import CHUNK_BYTES, Collectives
-from pluribus.comm.costs import Links
+from pluribus.comm.corrections import Corrections
+from pluribus.comm.costs import TYPICAL
 from pluribus.comm.devices.base import Adapter, Library
 from pluribus.comm.devices.copies import Staging
 from pluribus.comm.devices.island import Island
@@ -31,12 +32,14 @@ class Joined(NamedTuple):
     Attributes:
         topology: digest of who is where.
         whole: the vendor's library, if all ranks are one island of its chips.
+        unknown: whether it spans hosts between which nothing was measured yet.
     """
 
     collectives: Collectives
     layout: Layout
     topology: str
     whole: Library | None
+    unknown: bool
 
 
 class Chips:
@@ -97,15 +100,19 @@ def join(
     layout = Layout.of([place.island for place in places])
     topology = tuner.digest(layout, [place.host for place in places])
     if rank == 0:  # all must choose alike, so one rank's links are everybody's
-        known = tuner.load(tuner.cache_folder(), topology) or tuner.TYPICAL
-        store.set("links", json.dumps(asdict(known)))
-    links = Links.from_json(json.loads(store.get("links")))
-    measured = None if links == tuner.TYPICAL else links
-    engine.expect(options.stall_seconds or stall_deadline(measured))
+        known = tuner.load(tuner.cache_folder(), topology)
+        store.set("links", json.dumps(known or {}))
+    said = json.loads(store.get("links"))
+    links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
+    engine.expect(options.stall_seconds or stall_deadline(links if said else None))
+    layout = replace(layout, rates=tuner.rates_from_json(said, size))
     aggregated = max(mesh.data, default=0) >= len(places)
-    chooser = Tuner(layout, links, options.chunk_bytes or CHUNK_BYTES, aggregated)
+    chunk = options.chunk_bytes or CHUNK_BYTES
+    chooser = Tuner(layout, links, chunk, corrections, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
+    several_hosts = len({place.host for place in places}) > 1
     native = [_has_library([places[member] for member in members]) for members in layout.islands]
+    made.chips = any(place.chip for place in places)
     made.relays = len(native) > 1 and any(native)
     home = layout.island_of(rank)
     whole = None
@@ -122,7 +129,7 @@ def join(
             whole = before
         elif before is not None and after is not None:
             made.island = Island(chips.staging_of(own), before, after, members, rank)
-    return Joined(made, layout, topology, whole)
+    return Joined(made, layout, topology, whole, several_hosts and not said)
 
 
 def _has_library(places: Sequence[Place]) -> bool:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from pluribus.comm import meeting, tuner
+from pluribus.comm import meeting, probe, tuner
 from pluribus.comm.buffers import Flat, flatten
 from pluribus.comm.collectives import CHUNK_BYTES, End
 from pluribus.comm.costs import Links
 from pluribus.comm.devices.base import Library
+from pluribus.comm.devices.copies import Staging
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import CollectiveError, PeerDied
 from pluribus.comm.health import stall_deadline
@@ -72,21 +75,57 @@ class Member(dist.ProcessGroup):
             )  # fmt: skip
         except TransportError as error:
             raise PeerDied(f"{self._name(error.peer)}: {error}", [error.peer]) from error
-        self._collectives, self.layout, self._topology, self._whole = joined
+        self._collectives, self.layout, self._topology, self._whole, unknown = joined
+        self._collectives.learned = self._keep
+        if unknown and self.options.probe:
+            self.probe()
 
     def probe(self) -> Links:
         """Measures the links and chooses algorithms by them from now on; all members call it.
 
         Rank 0 keeps the figures for later groups on the same hosts.
         """
-        links = tuner.probe(self, self.layout)
+        links = probe.links(self)
         self._engine.expect(self.options.stall_seconds or stall_deadline(links))
-        if self._rank == 0:
-            tuner.save(links, tuner.cache_folder(), self._topology)
+        self.layout = replace(self.layout, rates=probe.rails(self))
         chunk = self.options.chunk_bytes or CHUNK_BYTES
         aggregated = self._collectives.tuner.aggregated
-        self._collectives.tuner = Tuner(self.layout, links, chunk, aggregated)
+        chooser = Tuner(self.layout, links, chunk, aggregated=aggregated)
+        self._collectives.change(self.layout, chooser)
+        self._keep()
         return links
+
+    def _keep(self) -> None:
+        """Rank 0 keeps what is known for later groups."""
+        if self._rank == 0:
+            with contextlib.suppress(OSError):  # a home that cannot be written to
+                known = self._collectives.tuner
+                said = tuner.to_json(known.links, known.corrections, self.layout.rates)
+                tuner.save(said, tuner.cache_folder(), self._topology)
+
+    @property
+    def tuner(self) -> Tuner:
+        """Chooses this group's algorithms."""
+        return self._collectives.tuner
+
+    @contextlib.contextmanager
+    def forced(self, algorithm: str) -> Iterator[None]:
+        """Operations begun meanwhile use this algorithm wherever it fits, for measurements; all
+        members do the same."""
+        before = self._collectives.forced
+        self._collectives.forced = algorithm
+        try:
+            yield
+        finally:
+            self._collectives.forced = before
+
+    def sent_packets(self, peer: int) -> tuple[int, int]:
+        """(sent again, sent) of the path that messages to a peer take."""
+        return self._engine.packets(peer)
+
+    def staging(self, tensor: torch.Tensor) -> Staging | None:
+        """The way of a tensor's chip to the engine; None where it needs none."""
+        return self._chips.staging(tensor)
 
     # Who we are.
 

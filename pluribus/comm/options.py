@@ -41,6 +41,7 @@ class Options:
         stall_seconds: a peer that answers nothing for so long, while something is pending, has
             stalled; 0: by the slowest link (`health.stall_deadline`).
         verify: compare a checksum of every all-reduce's result across ranks.
+        probe: measure links when a group is made that spans hosts of which nothing is known yet.
         device: "fake-a" or "fake-a@2.5" takes the tensors of this rank for those of a made-up chip
             with copies at so many GB/s; for tests. Ranks may differ in it.
     """
@@ -61,6 +62,7 @@ class Options:
     chunk_bytes: int = 0
     stall_seconds: float = 0.0
     verify: bool = False
+    probe: bool = True
     device: str = ""
 
     def __post_init__(self) -> None:

@@ -24,8 +24,8 @@ from pluribus.plan.sums import least_tails
 
 _SAFE = 1e-7  # relative room for rounding errors
 # Of the least step of mixes of fractions, tried in turn.
-_SHARES = (0.998, 0.995, 0.99, 0.98, 0.96, 0.93, 0.85)
-_ROUNDS = 12  # proofs tried in all
+_SHARES = (0.998, 0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.94, 0.9, 0.85)
+_ROUNDS = 16  # proofs tried in all
 
 
 @dataclass(eq=False)

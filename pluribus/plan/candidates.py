@@ -16,15 +16,15 @@ from pluribus.plan.columns import Column, StageChoice, StageKind, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import least_money
 from pluribus.plan.prices import Array
-from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team
+from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team, worthwhile
 from pluribus.plan.shapes import Candidate, ShapeFinder
-from pluribus.plan.split import even_split
 from pluribus.plan.sums import team_seconds
 from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
-_CELLS = (4, 8, 16)  # of equally many layers, whose borders no stage of a mix crosses
+_WORTHWHILE = (0.93, 0.97)  # columns of a mix deliver this share of their chips' worth
+_MUCH_SLOWER = 1.15  # mixes of fractions slower than the best by this are not made whole
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools whose every order along a pipeline is tried
 _SMALL = 256  # chips up to which every way to group pools is tried
@@ -87,9 +87,7 @@ def estimate(generator: Generator, team: Team) -> float:
 def _proposals(
     generator: Generator, finder: ShapeFinder, deadline: float, able: Sequence[str]
 ) -> Iterator[Team]:
-    mixed = whole_team(generator, deadline)
-    if mixed is not None:
-        yield mixed
+    yield from _mixed(generator, deadline)
     apart = [column for column in generator.columns if len(column.chips) == 1]
     if apart and len(generator.pools) > 1:
         islands = whole_team(generator, generator.deadline(deadline, apart), apart)
@@ -98,19 +96,27 @@ def _proposals(
     rows = [(team, seconds_of(generator, team)) for c in generator.columns
             if (team := repeated(generator, c)) is not None]  # fmt: skip
     yield from (team for team, _ in sorted(rows, key=lambda row: row[1])[:_REPEATED])
-    yield from _nested(generator, deadline)
-    yield from _grouped(generator, finder, able)
+    if generator.available.sum() <= _SMALL:
+        # With many pipelines mixes of columns gain all that sharing out gains.
+        yield from _grouped(generator, finder, able)
 
 
-def _nested(generator: Generator, deadline: float) -> Iterator[Team]:
-    """Mixes whose stages keep to common cells of layers."""
-    layers = len(generator.setting.model.layers)
-    for cells in _CELLS:
-        if 2 * cells <= layers:
-            borders = [end for _, end in even_split(layers, cells)[:-1]]
-            inner, least = generator.within(borders, deadline)
-            if np.isfinite(least):
-                team = whole_team(inner, least)
+def _mixed(generator: Generator, deadline: float) -> Iterator[Team]:
+    """Mixes of all columns, and of those without narrow stages: a sum has as many rings as its
+    narrowest member has tensor-parallel ranks, so one such stage holds up every stage it meets."""
+    few = generator.available.sum() <= _SMALL  # any column may fill what the others leave over
+    narrowest = {c: min(s.kind.tensor_parallel for s in c.stages) for c in generator.columns}
+    tried: set[tuple[Column, ...]] = set()
+    for width in sorted(set(narrowest.values())):
+        wide = [column for column, least in narrowest.items() if least >= width]
+        least = generator.deadline(deadline, wide)
+        if least > _MUCH_SLOWER * deadline:
+            return
+        for share in (0.0, *_WORTHWHILE) if few else _WORTHWHILE:
+            columns = tuple(worthwhile(generator, least, wide, share))
+            if columns not in tried:
+                tried.add(columns)
+                team = whole_team(generator, least, columns)
                 if team is not None:
                     yield team
 
@@ -122,9 +128,6 @@ def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> 
     if FULL_PARTITIONS < len(pools) <= _TOGETHER:
         cluster = generator.setting.cluster
         ways += [(largest(cluster, pools, n),) for n in range(2, len(pools) + 1)]
-    if generator.available.sum() > _SMALL:
-        # Many pipelines: what several groups gain over one, mixes of columns gain too.
-        ways = [way for way in ways if len(way) == 1]
     for way in ways:
         for size in generator.pricers:
             if generator.batch % size == 0:

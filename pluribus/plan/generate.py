@@ -20,7 +20,7 @@ from pluribus.plan.pace import Pace
 from pluribus.plan.prices import MANY, Array, Hops, Prices, Runs, stage_kinds, usable_pools
 from pluribus.plan.pricing import Lanes, Pricer, Solution
 from pluribus.plan.split import min_max_split
-from pluribus.plan.sums import Members, estimated_tails
+from pluribus.plan.sums import Members, estimated_tails, layer_sums
 from pluribus.predict.setting import Setting
 
 _ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
@@ -39,7 +39,6 @@ class Generator:
         pools: addresses of the pools whose chips may be used.
         available: [pools] chips of each.
         columns: found so far, in order of finding.
-        borders: between layers, that no stage crosses.
         estimates_sums: whether gradient sums are estimated from the mixes found, not as given.
     """
 
@@ -47,13 +46,12 @@ class Generator:
     pools: tuple[str, ...]
     available: Array
     columns: list[Column] = field(default_factory=list)
-    borders: tuple[int, ...] = ()
     estimates_sums: bool = True
     grids: dict[int, Array] = field(default_factory=dict)
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _matrices: dict[tuple, Array] = field(default_factory=dict)
-    _members: Members = field(default_factory=lambda: Members({}))
+    _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
 
     @classmethod
     def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
@@ -72,8 +70,7 @@ class Generator:
 
     @cached_property
     def runs(self) -> Runs:
-        runs = Runs.of(self.setting)
-        return runs.within(self.borders) if self.borders else runs
+        return Runs.of(self.setting)
 
     @cached_property
     def kinds(self) -> tuple[StageKind, ...]:
@@ -104,9 +101,10 @@ class Generator:
             np.maximum.at(best, pricer.pool_of, np.where(able, rate, 0.0))
         return best
 
-    def take_sums_of(self, members: Members) -> None:
-        """Estimates gradient sums anew, from who holds what in a mix."""
-        self._members = members
+    def take_sums_of(self, uses: Array) -> None:
+        """Estimates gradient sums anew, from who holds what in a mix of the known columns."""
+        members = Members.of_mix(self.columns, uses, len(self.setting.model.layers))
+        self._layer_sums = layer_sums(self.setting, self.columns, uses)
         for size, pricer in self.pricers.items():
             tails = estimated_tails(self.setting, pricer.prices, members)
             self.pricers[size] = replace(pricer, tails=tails)
@@ -134,7 +132,13 @@ class Generator:
         hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
         # A later stage is through with its passes before the first one is.
         early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
-        tail = float((tails[rows, runs] - early).max())
+        ends = tails[rows, runs]
+        if self._layer_sums is not None:
+            # Better than on the average of the stage's pool: what its own layers take.
+            done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
+            sums = [done[b] - done[a] for a, b in (stage.layers for stage in column.stages)]
+            ends = pricer.prices.update[rows, runs] + sums
+        tail = float((ends - early).max())
         limit = self.batch // column.micro_batch_size
         return Pace(column, forward, backward, hops, tail, limit)
 
@@ -201,9 +205,7 @@ class Generator:
             if settled and estimated:
                 break
             if settled or not estimated:
-                mix = self.mix(before)
-                layers = len(self.setting.model.layers)
-                self.take_sums_of(Members.of_mix(self.columns, mix.uses, layers))
+                self.take_sums_of(self.mix(before).uses)
                 before = self.deadline(self.ideal_seconds)
                 estimated = True
         return before
@@ -213,23 +215,6 @@ class Generator:
         to nothing, not nothing: a plan may still find a use for them."""
         floor = 1e-3 * deadline * self.speeds
         return np.maximum(self.mix(deadline).chip_values, floor)
-
-    def within(self, borders: Sequence[int], deadline: float) -> tuple[Generator, float]:
-        """Columns none of whose stages crosses a border, at this one's prices, and their step.
-
-        Unlike pipelines of such columns sum gradients cell by cell, side by side.
-        """
-        inner = Generator(self.setting, self.pools, self.available, borders=tuple(borders))
-        inner.grids = dict(self.grids)
-        prices = self.chip_prices(deadline)
-        for size, pricer in inner.pricers.items():
-            inner.pricers[size] = replace(pricer, tails=pricer.prices.update)
-        inner.price(deadline, prices)
-        if not inner.columns:
-            return inner, np.inf
-        after = inner.deadline(deadline)
-        inner.price(after, inner.chip_prices(after))
-        return inner, inner.deadline(deadline)
 
     def price(self, deadline: float, chip_prices: Array) -> None:
         """Adds pipelines worth using at these prices of chips."""

@@ -25,6 +25,7 @@ from pluribus.spec.job import Deadline
 from pluribus.spec.plan import Pipeline, Stage
 
 MOST_STAGES = 24  # of all pipelines together; beyond, columns are dense enough
+_PASSES = 60_000  # forwards of all plans timed in one search
 
 Row = tuple[Column, int]  # a pipeline and its micro-batches
 Rows = tuple[Row, ...]
@@ -61,11 +62,12 @@ class Improver:
         timed is changed next, even where that first makes it a little worse.
 
         Args:
-            tries: plans timed at most; each takes about 3 ms.
+            tries: plans timed at most, fewer where a step has many passes.
         """
         if sum(len(c.column.stages) * c.count for c in item.team) > MOST_STAGES:
             return item
-        best, until = item, self.timed + tries
+        passes = sum(len(c.column.stages) * sum(c.micro_batches) for c in item.team)
+        best, until = item, self.timed + min(tries, _PASSES // passes)
         open_plans = [(self.key(item), _rows(item.team))]
         seen = {open_plans[0][1]}
         while open_plans:

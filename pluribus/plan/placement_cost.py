@@ -160,6 +160,15 @@ class Traffic:
 
     def _times(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[stage] seconds of a micro-batch, [hop] of a message inside a node and to another."""
+        if id(pipeline) not in self._timed:
+            self._timed[id(pipeline)] = pipeline, self._time(pipeline)
+        return self._timed[id(pipeline)][1]
+
+    @cached_property
+    def _timed(self) -> dict[int, tuple[Pipeline, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        return {}  # hashing a pipeline takes long; kept, so that its id stays its own
+
+    def _time(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         times = np.array(
             [sum(time.total for time in self._chunks(pipeline, s)) for s in pipeline.stages]
         )

@@ -7,7 +7,7 @@ holds: 80 equal blocks between an embedding and a head make some 240 kinds of ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -97,18 +97,6 @@ class Runs:
                 counts[of_layer[a + q - 1]] += 1
                 kind[a, q] = known.setdefault(tuple(counts), len(known))
         return cls(kind, np.array(list(known), dtype=np.intp), tuple(unlike))
-
-    def within(self, borders: Sequence[int]) -> Runs:
-        """The same without runs across any of these borders: those become endlessly long."""
-        kind = self.kind.copy()
-        longest = kind.shape[1]
-        for border in borders:
-            for a in range(border):
-                kind[a, border - a + 1 : longest] = np.where(
-                    kind[a, border - a + 1 : longest] >= 0, len(self.counts), -1
-                )
-        never = np.full((1, self.counts.shape[1]), 10**6)
-        return replace(self, kind=kind, counts=np.concatenate([self.counts, never]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ pipelines of many speeds.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +32,8 @@ class Lanes:
         hop: price of a second of a message and its answer.
         tail: price of a second between the first stage's last pass and the end of the step.
         hold: micro-batches a stage holds at most, however deep the pipeline.
+        first: price of a second of the first stage and of its message; as of others if None.
+        least: the fewest seconds the first stage may take; any if None.
     """
 
     cap: Array
@@ -39,14 +41,22 @@ class Lanes:
     hop: Array
     tail: Array
     hold: int
+    first: Array | None = None
+    least: Array | None = None
 
     def __len__(self) -> int:
         return len(self.cap)
 
     def __getitem__(self, which: NDArray[np.intp]) -> Lanes:
-        return Lanes(
-            self.cap[which], self.stage[which], self.hop[which], self.tail[which], self.hold
-        )
+        of_lanes = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hold"}
+        picked = {name: v if v is None else v[which] for name, v in of_lanes.items()}
+        return Lanes(**picked, hold=self.hold)
+
+    @property
+    def opening(self) -> tuple[Array, Array, Array]:
+        """Of the first stage: the price of its seconds, of its message's, and `least`."""
+        stage, hop = (self.stage, self.hop) if self.first is None else (self.first, self.first)
+        return stage, hop, np.zeros(len(self)) if self.least is None else self.least
 
     def alike(self) -> list[NDArray[np.intp]]:
         """The lanes in groups of similar caps: short stages make deep pipelines and long ones
@@ -150,6 +160,8 @@ class Solution:
     def column(self, depth: int, lane: int) -> Column:
         """The cheapest pipeline of a depth and a lane."""
         assert self.tables is not None
+        assert self.lanes.first is None
+        assert self.lanes.least is None
         pricer, lanes = self.pricer, self.lanes
         prices, kind = pricer.prices, pricer.prices.runs.kind
         size = len(kind)

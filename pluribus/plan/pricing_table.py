@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES: dict[str, native.Signature] = {
-    "pluribus_price": (_INT, (_POINTER, _INT, *[_POINTER] * 4, _INT, *[_POINTER] * 3)),
+    "pluribus_price": (_INT, (_POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER)),
 }
 
 
@@ -78,18 +78,17 @@ class NativeTable:
     ) -> tuple[Array, Array | None]:
         """(values, tables) of `Solution`."""
         layers, pools = self.shape[0], self.shape[4]
-        asked = [
-            np.ascontiguousarray(array, dtype=np.float64)
-            for array in (lanes.cap, lanes.stage, lanes.hop, lanes.tail, budget, price)
-        ]
-        cap, stage, hop, tail, budget, price = asked
+        asked = np.stack(
+            [lanes.cap, lanes.stage, lanes.hop, lanes.tail, *lanes.opening, budget], axis=1,
+            dtype=np.float64,
+        )  # fmt: skip
+        price = np.ascontiguousarray(price, dtype=np.float64)
         pointers = {name: array.ctypes.data for name, array in self.arrays.items()}
         problem = _Problem(*self.shape, **pointers, prices=price.ctypes.data)
         values = np.full((len(lanes), layers), np.inf)
         tables = np.empty((len(lanes), layers, pools, layers + 1)) if columns else None
         depths = self.library.pluribus_price(
-            ctypes.byref(problem), len(lanes), cap.ctypes.data, stage.ctypes.data, hop.ctypes.data,
-            tail.ctypes.data, lanes.hold, budget.ctypes.data, values.ctypes.data,
+            ctypes.byref(problem), len(lanes), asked.ctypes.data, lanes.hold, values.ctypes.data,
             tables.ctypes.data if tables is not None else None,
         )  # fmt: skip
         assert depths >= 0, "no memory for the table of the pricing problem"
@@ -124,7 +123,20 @@ def _depths(
     possible = lengths[np.isfinite(stage).any(axis=(0, 1))]
     longest = int(possible.max(initial=0))
     layer = (stage / lengths).min(axis=(1, 2))
-    before = np.arange(size + 1) * np.where(np.isfinite(layer), layer, 0.0)[:, None]
+    weight, first_hop, least = lanes.opening
+    opening = weight[:, None, None] * prices.seconds + price[:, None]
+    lesser = np.minimum(weight, lanes.stage)
+    cheap = np.where(
+        np.isfinite(stage), lesser[:, None, None] * prices.seconds + price[:, None], np.inf
+    )
+    cheap = (cheap / lengths).min(axis=(1, 2))
+    slow = prices.seconds < least[:, None, None]
+    opening[~np.isfinite(stage) | slow] = np.inf
+    # Of the layers not yet held; the first stage may come cheaper than the others.
+    count = np.arange(size + 1)
+    before = count * np.where(np.isfinite(layer), layer, 0.0)[:, None]
+    before = before - ((lanes.stage - lesser) * lanes.cap)[:, None]
+    before = np.maximum(before, count * np.where(np.isfinite(cheap), cheap, 0.0)[:, None])
     members = [np.flatnonzero(pricer.hops.senders == s) for s in range(len(hops))]
     going = np.isfinite(layer)
     table = None
@@ -134,7 +146,8 @@ def _depths(
         fits = prices.most_held >= min(depth, lanes.hold)
         held = np.where(fits & going[:, None, None], stage, np.inf)
         cheapest = np.stack([held[:, m].min(axis=1) for m in members], axis=1)
-        first = held[:, :, kind[0, 1 : longest + 1]]
+        first = np.where(fits & going[:, None, None], opening, np.inf)
+        first = first[:, :, kind[0, 1 : longest + 1]]
         first = first + lanes.tail[:, None, None] * pricer.opening[:, :longest]
         rows = np.full((len(cheapest), len(hops), size + 1), np.inf)
         if table is None:
@@ -147,7 +160,8 @@ def _depths(
             for q in range(1, min(longest, size - 1) + 1):
                 cost = cheapest.take(kind[: size - q, q], axis=2) + onward[:, :, q:size]
                 np.minimum(rows[:, :, : size - q], cost, out=rows[:, :, : size - q])
-            first += onward[:, pricer.hops.senders, 1 : longest + 1]
+            ahead = (table[:, None] + (first_hop[:, None, None] * hops)[..., None]).min(axis=2)
+            first += ahead[:, pricer.hops.senders, 1 : longest + 1]
         pools = pricer.pool_of_sender
         table = np.stack(
             [rows[:, pools == p].min(axis=1, initial=np.inf) for p in range(len(pricer.pools))],

@@ -21,9 +21,25 @@ from pluribus.plan.pricing import Lanes, Pricer
 _CELLS = 12  # cells to begin with
 _MOST = 1200  # cells beyond which a proof is given up
 _NARROW = 1.004  # a cell's values within this ratio are looked at with many prices of time
-_ROUGH, _FINE = (0.5, 1.0), (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15)
+_ROUGH = (0.5, 1.0)  # of what a second is worth at the pace of the slowest stage
+_FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
 _BEHIND = 3  # pipelines looked at for each price of time where a proof fails
 _EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a proof goes.
+
+    Attributes:
+        shares: of what a second is worth at the pace of the slowest stage, each a price of time.
+        later: whether micro-batches go all the way through the later stages alone.
+        first: whether the first stage is taken to be the slowest.
+    """
+
+    shares: tuple[float, ...]
+    later: bool = False
+    first: bool = False
 
 
 @dataclass(eq=False)
@@ -63,7 +79,7 @@ class Proof:
         if not len(values):
             return None
         edges = np.geomspace(values[0], values[-1], _CELLS + 1)[1:-1]
-        starts = np.unique([0, *np.searchsorted(values, edges)])
+        starts = np.unique([0, *np.minimum(np.searchsorted(values, edges), len(values) - 1)])
         cells = np.stack([starts, np.append(starts[1:], len(values)) - 1], axis=1)
         done = 0
         while len(cells):
@@ -116,34 +132,53 @@ class Proof:
         return result
 
     def _many(self, low: Array, cap: Array, counts: Array) -> Array:
-        """m > S: a step takes (k + 1) Σe + (m − 1 − k S) τ for every k ≤ (m − 1) / S."""
+        """m > S: a step takes (k + 1) Σe + (m − 1 − k S) τ for every k ≤ (m − 1) / S.
+
+        That counts a first stage that has little to do, such as an embedding alone, for a slow one.
+        The later stages are a pipeline too: a step takes e₀ + (k + 1) Σ' e + (m − 1 − k (S − 1)) τ,
+        the sum over them, unless only the first stage is as slow as τ.
+        """
         zero = np.zeros(len(cap))
         plain = self._prices(Lanes(cap, zero, zero, zero, MANY), self.size * counts)
         depths = np.arange(1, len(plain) + 1)[:, None]
         possible = (plain < self.size * counts) & (depths < counts)
         result = possible.any(axis=0)
-        for shares in (_ROUGH, _FINE):
+        for way in (_Way(_ROUGH), _Way(_FINE), _Way(_FINE, later=True)):
             cells = np.flatnonzero(result)
-            if shares is _FINE:
+            if way.shares is _FINE:
                 cells = cells[cap[cells] <= low[cells] * _NARROW]
             if not len(cells):
                 break
-            lanes, ways = self._timed(low, cap, cells, possible, shares)
-            weights = lanes.stage.reshape(len(cells), -1)
-            # With k ≥ 1 there is room for half a deadline at most.
-            budget = np.repeat(self.size * counts[cells], weights.shape[1])
-            values = self._prices(lanes, budget + lanes.stage * self.deadline / 2)
-            values = values.reshape(len(values), *weights.shape)
-            for at, cell in enumerate(cells):
-                depth = np.flatnonzero(possible[: len(values), cell])
-                result[cell] = self._left(
-                    plain[depth, cell], values[depth, at].T, depth + 1, weights[at], ways[at],
-                    low[cell], int(counts[cell]),
-                )  # fmt: skip
+            left = self._outlast(way, low, cap, counts, cells, plain, possible)
+            if way.later:
+                # Or the first stage alone is the slowest.
+                first = _Way(_FINE, first=True)
+                left |= self._outlast(first, low, cap, counts, cells, plain, possible)
+            result[cells] = left
+        return result
+
+    def _outlast(
+        self, way: _Way, low: Array, cap: Array, counts: Array, cells: Array, plain: Array,
+        possible: Array,
+    ) -> Array:  # fmt: skip
+        """[cells] whether some pipeline may still deliver more than it costs."""
+        lanes, ways = self._timed(way, low, cap, cells, possible)
+        weights = lanes.stage.reshape(len(cells), -1)
+        # With k ≥ 1 there is room for half a deadline at most.
+        budget = np.repeat(self.size * counts[cells], weights.shape[1])
+        values = self._prices(lanes, budget + lanes.stage * self.deadline / 2)
+        values = values.reshape(len(values), *weights.shape)
+        result = np.zeros(len(cells), dtype=bool)
+        for at, cell in enumerate(cells):
+            depth = np.flatnonzero(possible[: len(values), cell])
+            result[at] = self._left(
+                plain[depth, cell], values[depth, at].T, depth + 1, weights[at], ways[at],
+                low[cell], int(counts[cell]), int(way.later),
+            )  # fmt: skip
         return result
 
     def _timed(
-        self, low: Array, cap: Array, cells: Array, possible: Array, shares: tuple[float, ...]
+        self, way: _Way, low: Array, cap: Array, cells: Array, possible: Array
     ) -> tuple[Lanes, Array]:
         """Lanes with a price of time, of each cell as many, and [cells, lanes] the most k + 1 that
         each is made for."""
@@ -152,29 +187,38 @@ class Proof:
         most = np.maximum(np.floor(self.deadline / (low[cells] * np.sqrt(shallow * deep))) + 1, 2.0)
         middle = np.maximum(np.floor(np.sqrt(2 * most)), 2.0)
         two = np.full(len(cells), 2.0)
-        ways = np.stack([two, middle, most] if shares is _FINE else [two, most], axis=1)
-        ways = np.repeat(ways, len(shares), axis=1)
-        theta = np.tile(shares, ways.shape[1] // len(shares))
+        ways = np.stack([two, most] if way.shares is _ROUGH else [two, middle, most], axis=1)
+        ways = np.repeat(ways, len(way.shares), axis=1)
+        theta = np.tile(way.shares, ways.shape[1] // len(way.shares))
         weights = self.size / low[cells, None] * ways * theta
-        flat = weights.ravel()
-        caps = np.repeat(cap[cells], weights.shape[1])
-        return Lanes(caps, flat, flat, (weights / ways).ravel(), MANY), ways
+        stage, once = weights.ravel(), (weights / ways).ravel()
+        lanes = Lanes(
+            np.repeat(cap[cells], weights.shape[1]), stage, stage, once, MANY,
+            first=once if way.later else None,
+            least=np.repeat(low[cells], weights.shape[1]) if way.first else None,
+        )  # fmt: skip
+        return lanes, ways
 
     def _left(
         self, plain: Array, values: Array, depths: Array, weights: Array, ways: Array,
-        low: float, count: int,
+        low: float, count: int, apart: int,
     ) -> bool:  # fmt: skip
-        """Whether for some depth and m ≤ count no lane's price is as high as what is delivered."""
+        """Whether for some depth and m ≤ count no lane's price is as high as what is delivered.
+
+        Args:
+            apart: stages that the excursions leave out.
+        """
         if not len(depths):
             return False
         s = depths[:, None]
+        around = np.maximum(s - apart, 1)
         first = max(int(np.floor(plain.min() / self.size)), self.least, int(depths.min()) + 1)
         m = np.arange(first, count + 1)
         open_ = (m > s) & (self.size * m > plain[:, None])
-        k = np.minimum(np.floor((m - 1) / s), ways[:, None, None] - 1)
-        room = (self.deadline - (m - 1 - k * s) * low) / (k + 1)
+        k = np.minimum(np.floor((m - 1) / around), ways[:, None, None] - 1)
+        room = (self.deadline - (m - 1 - k * around) * low) / (k + 1)
         price = values[:, :, None] - weights[:, None, None] * room
-        price = np.where(k >= 1, price, -np.inf).max(axis=0)
+        price = np.where((k >= 1) & (s > apart), price, -np.inf).max(axis=0)
         return bool((open_ & (price < self.size * m)).any())
 
     def _prices(self, lanes: Lanes, budget: Array) -> Array:

@@ -41,6 +41,15 @@ def whole_team(
     return None
 
 
+def worthwhile(
+    generator: Generator, deadline: float, columns: Sequence[Column], share: float
+) -> list[Column]:
+    """The columns that deliver at least this share of what their chips are worth to the mix."""
+    worth = generator.mix(deadline, columns).chip_values @ generator.chips_of(columns)
+    good = generator.delivered(columns, deadline) >= share * worth
+    return [column for column, near in zip(columns, good, strict=True) if near]
+
+
 def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
     """Deals the global batch to pipelines, so that the last one ends as early as can be.
 

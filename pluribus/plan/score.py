@@ -122,15 +122,16 @@ def ordered(scored: Sequence[Scored], setting: Setting, *, robust: bool = False)
         return sorted(scored, key=lambda item: (item.money, seconds(item)))
     assert isinstance(objective, Deadline)
     steps = setting.job.train.num_steps
-    in_time = [item for item in scored if seconds(item) * steps <= objective.seconds]
+    order = sorted(scored, key=seconds)
+    in_time = [item for item in order if seconds(item) * steps <= objective.seconds]
     if not in_time:
-        fastest = min(map(seconds, scored)) * steps / 3600
+        fastest = seconds(order[0]) * steps / 3600
         raise PlanError(
             f"no plan ends within {objective.deadline}; the fastest needs {fastest:.1f} h",
             where="job.toml [plan.objective]",
             do="Allow more time, fewer steps, or add chips.",
         )
-    late = sorted((item for item in scored if item not in in_time), key=seconds)
+    late = order[len(in_time) :]
     return sorted(in_time, key=lambda item: (item.money, seconds(item))) + late
 
 

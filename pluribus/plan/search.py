@@ -44,6 +44,7 @@ _SCORE_PASSES = 12_000  # forwards of them all, like pipelines once, but _SCORE_
 _SCORE_LEAST = 3
 _EVEN = 6  # of the fastest plans that use every pool, cut evenly
 _TRIES_ALONE = 60  # single steps timed for a pool by itself
+_MANY, _SCORE_ALONE = 256, 3  # teams timed for a pool by itself, where the cluster has many chips
 _IMPROVE = 2  # ways to use the pools from which single steps are tried
 _SHOW = 8  # rows of the table of alternatives
 
@@ -182,7 +183,10 @@ class Search:
                     if team is not None:
                         found.append(team)
         found.sort(key=lambda team: estimate(generator, team))
-        scored = score_all(_most_promising(found, 1), self.setting)
+        promising = _most_promising(found, 1)
+        if self.setting.cluster.num_chips > _MANY:
+            promising = promising[:_SCORE_ALONE]
+        scored = score_all(promising, self.setting)
         if scored:
             quickest = Improver(self.setting, (pool,), lambda item: (item.seconds,))
             better = quickest.improved(scored[0], _TRIES_ALONE)

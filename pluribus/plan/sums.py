@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pluribus.plan.columns import Column, Team
+from pluribus.plan.columns import Column, StageKind, Team
 from pluribus.plan.pace import Pace
 from pluribus.plan.prices import Array, Prices
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
@@ -105,48 +105,89 @@ def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
     Args:
         paces: of the team's classes.
     """
-    ready, widths = [], []
+    ready = []
     for item, pace in zip(team, paces, strict=True):
         end = pace.seconds(max(item.micro_batches)) - pace.tail
         early = np.concatenate([[0.0], np.cumsum(pace.backward[:-1] + pace.hops / 2)])
         ready.append(end - early)
-        widths.append(item.count)
-    layers = setting.model.layers
-    edges = sorted({edge for item in team for s in item.column.stages for edge in s.layers})
-    spans = list(itertools.pairwise(edges))[::-1]
-    holders = [
-        [
-            (c, s, stage.kind)
-            for c, item in enumerate(team)
-            for s, stage in enumerate(item.column.stages)
-            if stage.layers[0] <= a < stage.layers[1]
-        ]
-        for a, _ in spans
-    ]
-    crossing = sum(
-        min(kind.tensor_parallel for _, _, kind in held)
-        for held in holders
-        if len({kind.pool for _, _, kind in held}) > 1
-    )
+    spans = Spans.of(team)
+    taken = spans.seconds(setting)
     end = 0.0
-    turns = in_turn([[(c, s) for c, s, _ in held] for held in holders], [b - a for a, b in spans])
-    for turn in turns:
-        (a, b), held = spans[turn], holders[turn]
-        start = max(float(ready[c][s]) for c, s, _ in held)
-        tp = min(kind.tensor_parallel for _, _, kind in held)
-        parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b))
-        num_bytes = parameters * setting.software.gradient_sync_bytes
-        counts: dict[str, int] = {}
-        for c, _, kind in held:
-            counts[kind.pool] = counts.get(kind.pool, 0) + widths[c]
-        chips = _members(setting, counts, tp)
-        taken = group_all_reduce_seconds(
-            num_bytes, chips, setting.cluster, setting.profile, max(crossing, 1)
-        )
-        for c, s, _ in held:
-            ready[c][s] = start + taken
-        end = max(end, start + taken)
+    lanes = [[(c, s) for c, s, _ in held] for held in spans.holders]
+    for turn in in_turn(lanes, [b - a for a, b in spans.layers]):
+        start = max(float(ready[c][s]) for c, s in lanes[turn])
+        for c, s in lanes[turn]:
+            ready[c][s] = start + taken[turn]
+        end = max(end, start + taken[turn])
     return end
+
+
+def layer_sums(setting: Setting, columns: Sequence[Column], uses: Array) -> Array:
+    """[L] seconds that each layer's sum takes in a mix."""
+    used = [(column, times) for column, times in zip(columns, uses, strict=True) if times > 0.01]
+    spans = Spans.of_uses([c for c, _ in used], [times for _, times in used])
+    each = [
+        seconds / (b - a)
+        for (a, b), seconds in zip(spans.layers, spans.seconds(setting), strict=True)
+    ]
+    return np.repeat(each, [b - a for a, b in spans.layers])
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The runs of layers between any two borders of a mix, and who holds them.
+
+    Attributes:
+        layers: (first, after the last) of each run.
+        holders: of each run (column, stage, kind of stage).
+        uses: how often each column is used.
+    """
+
+    layers: Sequence[tuple[int, int]]
+    holders: Sequence[Sequence[tuple[int, int, StageKind]]]
+    uses: Sequence[float]
+
+    @classmethod
+    def of(cls, team: Team) -> Spans:
+        return cls.of_uses([item.column for item in team], [item.count for item in team])
+
+    @classmethod
+    def of_uses(cls, columns: Sequence[Column], uses: Sequence[float]) -> Spans:
+        edges = sorted({edge for column in columns for s in column.stages for edge in s.layers})
+        layers = list(itertools.pairwise(edges))
+        firsts = {a: i for i, (a, _) in enumerate(layers)} | {edges[-1]: len(layers)}
+        holders: list[list[tuple[int, int, StageKind]]] = [[] for _ in layers]
+        for c, column in enumerate(columns):
+            for s, stage in enumerate(column.stages):
+                a, b = stage.layers
+                for i in range(firsts[a], firsts[b]):
+                    holders[i].append((c, s, stage.kind))
+        # Last layers first, as they are summed.
+        return cls(layers[::-1], holders[::-1], uses)
+
+    def seconds(self, setting: Setting) -> list[float]:
+        """What the sum of each run takes."""
+        layers = setting.model.layers
+        crossing = sum(
+            min(kind.tensor_parallel for _, _, kind in held)
+            for held in self.holders
+            if len({kind.pool for _, _, kind in held}) > 1
+        )
+        result = []
+        for (a, b), held in zip(self.layers, self.holders, strict=True):
+            tp = min(kind.tensor_parallel for _, _, kind in held)
+            parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b))
+            counts: dict[str, float] = {}
+            for c, _, kind in held:
+                counts[kind.pool] = counts.get(kind.pool, 0) + self.uses[c]
+            chips = _members(setting, counts, tp)
+            num_bytes = parameters * setting.software.gradient_sync_bytes
+            result.append(
+                group_all_reduce_seconds(
+                    num_bytes, chips, setting.cluster, setting.profile, max(crossing, 1)
+                )
+            )
+        return result
 
 
 def _members(setting: Setting, counts: Mapping[str, float], tp: int) -> list[str]:

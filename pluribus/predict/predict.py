@@ -12,6 +12,7 @@ from pluribus.predict.calibrate import interval
 from pluribus.predict.curves import message_flows, node_of, ring_flows
 from pluribus.predict.gradients import capacities, gradient_sum
 from pluribus.predict.memory import stage_memory
+from pluribus.predict.one_f_one_b import one_f_one_b_courses
 from pluribus.predict.price import StagePrice, stage_price
 from pluribus.predict.replicas import exposed_seconds
 from pluribus.predict.schedule import (
@@ -144,10 +145,13 @@ def _heads(plan: Plan, durations: Durations, overlaps: bool) -> dict[Lane, Cours
         )
         if alike not in done:
             done[alike] = p
-            actions = zip(lanes, pipeline_actions(pipeline), strict=True)
-            hidden = overlaps and pipeline.schedule == "interleaved"
-            own = replace(durations, blocking=durations.blocking and not hidden)
-            heads.update(simulate(dict(actions), own).courses)
+            courses = one_f_one_b_courses(alike[0], lanes, durations)
+            if courses is None:
+                actions = zip(lanes, pipeline_actions(pipeline), strict=True)
+                hidden = overlaps and pipeline.schedule == "interleaved"
+                own = replace(durations, blocking=durations.blocking and not hidden)
+                courses = simulate(dict(actions), own).courses
+            heads.update(courses)
         else:
             heads.update((lane, heads[done[alike], lane[1]]) for lane in lanes)
     return heads

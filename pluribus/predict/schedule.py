@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pluribus.predict.schedules.base import Action, ActionKind, Order, Placement, with_messages
 from pluribus.predict.schedules.gpipe import gpipe
 from pluribus.predict.schedules.interleaved import interleaved
-from pluribus.predict.schedules.one_f_one_b import one_f_one_b
+from pluribus.predict.schedules.one_f_one_b import one_f_one_b, one_f_one_b_stage
 from pluribus.predict.schedules.zero_bubble import zb_h1, zb_h2
 from pluribus.predict.schedules.zero_bubble_v import zbv
 from pluribus.spec.plan import PassTimes, Pipeline, Plan, ScheduleName
@@ -74,6 +74,14 @@ def pipeline_actions(pipeline: Pipeline) -> Order:
 @functools.lru_cache(maxsize=256)  # like pipelines of a large plan share their lists
 def _actions(structure: Structure) -> Order:
     return with_messages(passes(structure), structure.placement, structure.micro_batches)
+
+
+def stage_actions(structure: Structure, stage: int) -> tuple[Action, ...]:
+    """Passes and messages of one stage of a pipeline of this structure."""
+    if structure.schedule != "1f1b":
+        return _actions(structure)[stage]
+    order = (one_f_one_b_stage(structure.num_stages, structure.micro_batches, stage),)
+    return with_messages(order, structure.placement, structure.micro_batches, stage)[0]
 
 
 def passes(structure: Structure) -> Order:

@@ -1,8 +1,8 @@
 """Serving: what a mix of requests sees of an engine, and what it holds in memory.
 
 A closed loop of requests: as one ends the next begins, prompts are computed in chunks beside the
-tokens of running requests (Agrawal et al. 2024, Sarathi-Serve, arXiv 2403.02310), and nobody
-waits for a place.
+tokens of running requests (Agrawal et al. 2024, Sarathi-Serve, arXiv 2403.02310). As many run as
+have room in memory at their mean length; the others wait for a place.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from pluribus.core.units import GIB
 from pluribus.predict.serving_step import Deployment
 from pluribus.spec.prediction import Interval
 
-# What an engine may fill of a chip, as engines are set by default, and what the process itself
-# takes beside weights and cache (context, workspaces, graphs); typical figures.
+# What an engine gives to its cache of what weights and the process leave (TensorRT-LLM's default;
+# vLLM and SGLang count the weights in and come to about as much), and what the process itself takes
+# beside them (context, workspaces, graphs); typical figures.
 USABLE_SHARE = 0.9
 RUNTIME_BYTES = 3 * GIB
-
-# Seconds a step takes beside its kernels: scheduling, sampling, detokenising. A typical figure.
-STEP_HOST_S = 1.0e-3
 
 # Half-widths of the interval, from tables and by formula: each holds four of five of the 1,391
 # measured runs of bench/serving.py.
@@ -102,21 +100,25 @@ def predict_serving(deployment: Deployment, load: Load) -> Serving:
     if not model.supports_tp(tp):
         raise PlanError(f"{model.name} does not divide over tp = {tp}", do="Take another degree.")
     chip.matmul_flops(deployment.precision)
-    running, answer = load.requests, fmean(load.generated)
+    answer = fmean(load.generated)
     context = fmean(p + g / 2 for p, g in zip(load.prompts, load.generated, strict=True))
-    decode = deployment.step_seconds(decoding=running, context=context) + STEP_HOST_S
+    room = (chip.memory_bytes - RUNTIME_BYTES - deployment.weight_bytes) * USABLE_SHARE
+    places = math.floor(room / (context * deployment.cache_bytes_per_token))
+    running = min(load.requests, places) if places > 0 else load.requests
+    decode = deployment.step_seconds(decoding=running, context=context) + deployment.host_s
     beside = [_prefill(deployment, load, prompt, running - 1, context) for prompt in load.prompts]
     # While a request gets its tokens, every other request's successor has its prompt computed.
     extra = fmean(sum(steps) - len(steps) * decode for steps in beside)
     tpot = decode + max(0.0, extra) * (running - 1) / answer
     # A request comes in the middle of a step.
-    firsts = [sum(steps) + decode / 2 for steps in beside]
+    served = fmean(map(sum, beside)) + decode / 2 + (answer - 1) * tpot
+    waits = (load.requests / running - 1) * served
+    firsts = [waits + sum(steps) + decode / 2 for steps in beside]
     prompt_steps = fmean(map(len, beside)) * running / answer
     chunk_step = max(max(steps) for steps in beside)
     ttft = fmean(firsts)
     tabled = bool(deployment.profile and deployment.profile.tables(chip.key))
     spread = TABLED_SPREAD if tabled else FORMULA_SPREAD
-    room = chip.memory_bytes * USABLE_SHARE - RUNTIME_BYTES - deployment.weight_bytes
     full = fmean(p + g for p, g in zip(load.prompts, load.generated, strict=True))
     largest = max(0, math.floor(room / (full * deployment.cache_bytes_per_token)))
     prefill = fmean(sum(_prefill(deployment, load, p, 0, 0.0)) for p in load.prompts)
@@ -125,16 +127,16 @@ def predict_serving(deployment: Deployment, load: Load) -> Serving:
         decode_s=decode,
         ttft_s=ttft,
         ttft_p95_s=_percentile(firsts, 0.95),
-        ttft_burst_s=prefill * (running + 1) / 2,
+        ttft_burst_s=waits + prefill * (running + 1) / 2,
         tpot_s=tpot,
         gap_p95_s=chunk_step if prompt_steps > 0.05 else decode,
-        tokens_per_s=running * answer / (ttft + (answer - 1) * tpot),
+        tokens_per_s=running * answer / served,
         interval=Interval(mid=tpot, low=tpot * (1 - spread), high=tpot * (1 + spread)),
         weight_bytes=deployment.weight_bytes,
         cache_bytes=running * context * deployment.cache_bytes_per_token,
         cache_bytes_per_token=deployment.cache_bytes_per_token,
         largest_batch=largest,
-        fits=largest >= running,
+        fits=largest >= load.requests,
     )
 
 
@@ -147,7 +149,7 @@ def _prefill(
             chunk=min(load.chunk_tokens, prompt - start),
             before=start, decoding=decoding, context=context,
         )
-        + STEP_HOST_S
+        + deployment.host_s
         for start in range(0, prompt, load.chunk_tokens)
     ]  # fmt: skip
 

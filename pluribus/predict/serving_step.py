@@ -28,6 +28,13 @@ from pluribus.spec.profile import Profile
 FUSED_KERNELS = 4
 FUSED_KERNEL_S = 1.5e-6
 
+# Seconds a step takes beside its kernels: scheduling, sampling, detokenising. A typical figure.
+STEP_HOST_S = 1.0e-3
+
+# Rows that a product with fewer may be padded to. Tables have kernels for few rows that take longer
+# than those for more (fp8 on B200: 4 rows half as long again as 64), which no engine has to choose.
+_PADDED = (8, 16, 32, 64)
+
 # Projections of the same input, which engines store as one matrix.
 _ONE_INPUT = ("q_proj", "kv_proj", "q_a_proj", "kv_a_proj")
 
@@ -43,6 +50,8 @@ class Deployment:
         precision: of matrix products.
         weight_precision: of weights in memory; None is ``precision``.
         cache_precision: of cached keys and values; None is bf16, or fp32 where products are.
+        host_s: seconds a step takes beside its kernels; 0 where the engine does it during the step
+            before.
         profile: whose operator tables are used; formulas where it has none.
     """
 
@@ -53,6 +62,7 @@ class Deployment:
     precision: str = "bf16"
     weight_precision: str | None = None
     cache_precision: str | None = None
+    host_s: float = STEP_HOST_S
     profile: Profile | None = None
 
     @property
@@ -152,7 +162,10 @@ class Deployment:
 
     def _product(self, m: int, n: int, k: int) -> float:
         precision = self.precision
-        seconds = self.times.price("gemm", precision, m, n, k)
+        table = self.times.table("gemm", precision)
+        most = table.largest[0] if table else 0
+        rows = [m, *(padded for padded in _PADDED if m < padded <= most)]
+        seconds = min(self.times.price("gemm", precision, each, n, k) for each in rows)
         saved = DTYPE_BYTES[precision] - DTYPE_BYTES[self.weights_in]
         if saved <= 0:
             return seconds

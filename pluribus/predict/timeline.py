@@ -8,7 +8,7 @@ durations, whatever the schedule; raises if the lists deadlock.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -40,30 +40,37 @@ class Span(NamedTuple):
         return self.end - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Course:
     """One stage's actions without a gap: each begins where the one before it ends.
 
     Attributes:
         begin: of the first action.
         ends: of each action.
+        before: what the stage did until then.
     """
 
     actions: Sequence[Action]
     begin: float
     ends: Sequence[float]
+    before: Course | None = None
 
     @property
     def end(self) -> float:
-        return self.ends[-1] if self.ends else self.begin
+        return float(self.ends[-1]) if len(self.ends) else self.begin
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Course) and self.spans == other.spans
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
-        return tuple(map(Span, self.actions, (self.begin, *self.ends), self.ends))
+        ends = [float(end) for end in self.ends]
+        mine = map(Span, self.actions, (self.begin, *ends), ends)
+        return (*(self.before.spans if self.before else ()), *mine)
 
     def followed_by(self, later: Course) -> Course:
         """Both, where the later one begins as this one ends."""
-        return Course((*self.actions, *later.actions), self.begin, (*self.ends, *later.ends))
+        return replace(later, before=self)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+
+from pluribus.comm import tuner
+from pluribus.comm.algorithms.layout import Layout
+from pluribus.comm.corrections import Corrections
+from pluribus.comm.costs import TYPICAL
+from pluribus.comm.meeting import host_identity
 
 from .ranks import run_ranks
 
@@ -327,6 +334,35 @@ def test_blocks_of_zeros_do_not_cross(islands: str) -> None:
     crossed = sum(share for share, _ in found["sparse"].values())
     dense = sum(share for share, _ in found["none"].values())
     assert crossed < 0.2 * dense
+
+
+def by_rails(rank: int, n: int) -> float:
+    """Share of the buffer that left this rank's island by its own paths."""
+    group = dist.group.WORLD
+    paths = [group._engine._mesh.data[peer][0] for peer in ((2, 3) if rank < 2 else (0, 1))]
+    x = torch.full((400_000,), rank + 1.0)
+    before = sum(path.traffic.sent for path in paths)
+    dist.all_reduce(x)
+    assert torch.equal(x, torch.full((400_000,), 10.0))
+    share = (sum(path.traffic.sent for path in paths) - before) / x.nbytes
+    assert group.layout.rates == (4e8, 1e8, 1e8, 1e8)
+    group.probe()  # on one host all links are alike
+    dist.all_reduce(x)
+    assert torch.equal(x, torch.full((400_000,), 40.0))
+    return share
+
+
+def test_what_was_measured_of_rails_is_what_they_carry(tmp_path: Path) -> None:
+    islands = ["a", "a", "b", "b"]
+    name = tuner.digest(Layout.of(islands), [host_identity()] * 4)
+    known = tuner.to_json(TYPICAL, Corrections(), (4e8, 1e8, 1e8, 1e8))
+    tuner.save(known, tmp_path / ".cache" / "pluribus" / "comm", name)
+    places = [
+        {"HOME": str(tmp_path), "PLURIBUS_COMM_ISLAND": i, "PLURIBUS_COMM_ALGORITHM": "islands"}
+        for i in islands
+    ]
+    found = run_ranks(by_rails, 4, environments=places)
+    assert [found[rank] for rank in range(4)] == pytest.approx([0.8, 0.2, 0.5, 0.5], abs=0.01)
 
 
 def wrong(rank: int, n: int) -> str:

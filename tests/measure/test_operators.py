@@ -61,7 +61,7 @@ def test_cheap_operators_are_timed_and_endless_ones_left_out() -> None:
         OperatorTask(operator="elementwise", shape=(4096,)),
     ]
     bench = OperatorBench("fp32", torch.device("cpu"))
-    rows = bench.measure(tasks, budget_s=0.3)
+    rows = bench.measure(tasks, budget_s=2.0)  # a busy machine may pause us for a while
     assert {index for index, *_ in rows} == {1, 2, 3, 4}
     for _, seconds, noise in rows:
         assert 0 < seconds < math.inf

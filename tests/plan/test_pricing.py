@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ def random_pricer(rng: np.random.Generator) -> Pricer:
     pools = [
         make_pool(
             f"p{i}",
-            make_chip(f"c{i}", tflops=float(rng.uniform(5, 40)), gib=float(rng.uniform(1.2, 1.4))),
+            make_chip(f"c{i}", tflops=float(rng.uniform(5, 40)), gib=float(rng.uniform(2.1, 2.5))),
             nodes=2,
             chips_per_node=int(rng.integers(1, 5)),
         )
@@ -46,6 +48,10 @@ def test_c_and_numpy_give_the_same_bits(seed: int) -> None:
     if pricer.native is None:
         pytest.skip("no C compiler")
     lanes, budget = random_lanes(rng, pricer, 7)
+    if rng.integers(2):
+        lanes = replace(lanes, first=lanes.stage * rng.uniform(0, 1.5, 7))
+    if rng.integers(2):
+        lanes = replace(lanes, least=lanes.cap * rng.uniform(0, 1, 7))
     price = rng.uniform(0.1, 2, len(pricer.pools))[pricer.pool_of] * pricer.chips
     values, tables = pricer.native.fill(price, lanes, budget, columns=True)
     alone, _ = pricer.native.fill(price, lanes, budget, columns=False)

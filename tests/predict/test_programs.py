@@ -180,3 +180,28 @@ def test_logits_are_kept_in_as_many_bytes_as_the_program_says() -> None:
         for b in (8, 14)
     )
     assert more - less == pytest.approx(4096 * 32000 / 2 * 6)
+
+
+def test_ranks_that_divide_tokens_have_gathered_states_whole() -> None:
+    model = Model.from_config(dict(DENSE))
+
+    def buffers(layout: Layout, states: float) -> float:
+        software = replace(MEGATRON, gathered=states)
+        return regular_memory(model, POOL, layout, 4096, "bf16", software).buffers
+
+    divided, alone = (replace(LAYOUT, tp=tp, pp=1) for tp in (2, 1))
+    whole = LAYOUT.micro_batch * 4096 * model.hidden_size * 2
+    assert buffers(divided, 3) - buffers(divided, 1) == pytest.approx(2 * whole)
+    assert buffers(alone, 3) == buffers(alone, 1)
+
+
+def test_frozen_weights_need_no_gradients_and_no_moments() -> None:
+    model = Model.from_config(dict(DENSE))
+    frozen = replace(MEGATRON, frozen=True)
+    trained, kept = (
+        regular_memory(model, POOL, LAYOUT, 4096, "bf16", program) for program in (MEGATRON, frozen)
+    )
+    assert kept.gradients == kept.optimizer == 0
+    assert trained.gradients > 0
+    assert kept.weights == trained.weights
+    assert kept.activations == trained.activations

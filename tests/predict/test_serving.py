@@ -13,12 +13,11 @@ from pluribus.model.model import Model
 from pluribus.predict.operator_tables import operator_times
 from pluribus.predict.serving import (
     RUNTIME_BYTES,
-    STEP_HOST_S,
     USABLE_SHARE,
     Load,
     predict_serving,
 )
-from pluribus.predict.serving_step import Deployment
+from pluribus.predict.serving_step import STEP_HOST_S, Deployment
 from pluribus.spec.operator_table import OperatorTable
 from pluribus.spec.profile import Profile
 
@@ -159,7 +158,7 @@ def test_a_mix_has_a_mean_and_a_tail() -> None:
 
 def test_the_largest_batch_fills_the_memory() -> None:
     found = predict_serving(SERVED, load())
-    room = 80 * GIB * USABLE_SHARE - RUNTIME_BYTES - SERVED.weight_bytes
+    room = (80 * GIB - RUNTIME_BYTES - SERVED.weight_bytes) * USABLE_SHARE
     one = 1280 * SERVED.cache_bytes_per_token
     assert found.largest_batch * one <= room < (found.largest_batch + 1) * one
     assert found.fits
@@ -167,6 +166,34 @@ def test_the_largest_batch_fills_the_memory() -> None:
     large = predict_serving(Deployment(model=DEEPSEEK, pool=POOL), load())
     assert large.largest_batch == 0
     assert not large.fits
+
+
+def test_who_has_no_place_waits_and_slows_nobody() -> None:
+    """Twice as many requests as fit at their mean length: the same steps, and a wait as long as
+    one answer."""
+    room = (80 * GIB - RUNTIME_BYTES - SERVED.weight_bytes) * USABLE_SHARE
+    places = int(room / (1152 * SERVED.cache_bytes_per_token))
+    full, crowded = (predict_serving(SERVED, load(requests=n)) for n in (places, 2 * places))
+    assert not crowded.fits
+    assert crowded.tpot_s == full.tpot_s
+    assert crowded.tokens_per_s == full.tokens_per_s
+    assert crowded.cache_bytes == full.cache_bytes
+    assert crowded.ttft_s == pytest.approx(2 * full.ttft_s + 255 * full.tpot_s)
+
+
+def test_few_rows_take_no_longer_than_many() -> None:
+    """A table in which 4 rows are slower than 64: the engine pads them."""
+    chip = make_chip("c")
+    rows = [((m, n, k), 2.0 if m < 8 else 1.0) for m in (2, 4, 64) for n in (64, 128, 256)
+            for k in (64, 128)]  # fmt: skip
+    table = OperatorTable.of_rows("c", "gemm", "bf16", rows, source="a test")
+    profile = Profile(cluster_digest="", operators=(table,))
+    deployment = Deployment(
+        model=make_model(blocks=2), pool=make_pool("a", chip), profile=profile
+    )  # fmt: skip
+    few, many = (deployment.step_seconds(decoding=n, context=50) for n in (4, 64))
+    # The head's logits are not padded: one product of 2 s beside eight of 1 s.
+    assert few == pytest.approx(many + 1, abs=1e-2)
 
 
 def test_tables_stand_in_for_the_formulas() -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pluribus.comm.aggregator import DEAD_MILLISECONDS, LEFT, SLOTS, Aggregator, Hello, pack_hello
+from pluribus.comm.aggregator import DEAD_MILLISECONDS, SLOTS, Aggregator, Hello, pack_hello
 from pluribus.comm.transports.base import (
     GOODBYE,
     Header,
@@ -31,7 +31,8 @@ from pluribus.comm.transports.base import (
     Traffic,
     TransportError,
 )
-from pluribus.comm.transports.tcp import TcpPath, prepare
+from pluribus.comm.transports.stream import TcpPath
+from pluribus.comm.transports.tcp import prepare
 
 _CALL_SECONDS = 5.0
 
@@ -146,7 +147,7 @@ class AggregatorPath(Path):
         header = self._inner.peek()
         if header is None:
             return
-        if header.kind == LEFT:
+        if header.kind == GOODBYE:
             self.peer = header.operation
             raise PeerGone(self.peer, f"rank {self.peer} has left the aggregator")
         payload = self._inner.receive()

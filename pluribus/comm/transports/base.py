@@ -165,6 +165,11 @@ class Path(ABC):
         return False
 
     @property
+    def packets(self) -> tuple[int, int]:
+        """(sent again, sent), in packets or bytes, whatever the path counts; for its loss."""
+        return self.traffic.resent, self.traffic.sent
+
+    @property
     def needs_all(self) -> bool:
         """Whether what goes over it cannot end once any member has left."""
         return False

@@ -55,14 +55,18 @@ def udp_peers(
         later, earlier = names[here + 1 :], names[:here]
         listening = {first[name]: _listen(meeting, first[name]) for name in later}
         steady = usable(congestion) in STEADY
+        meeting.store.set(f"steady/{meeting.rank}", str(int(steady)))
         for name in earlier:
-            _send_train(meeting, first[name], steady)
+            if not (steady and _is_steady(meeting, first[name])):
+                _send_train(meeting, first[name])
         for peer, sock in listening.items():
             with sock:
-                theirs, came = _count(meeting, peer, sock)
+                needless = steady and _is_steady(meeting, peer)
+                came = 0 if needless else _count(meeting, peer, sock)
             path = control.get(peer, [None])[0]
             far = isinstance(path, TcpPath) and path.round_trip >= FAR_SECONDS
-            by_udp = (far or TRAIN - came >= LOSSY) and not (steady and theirs)
+            # Where hardly anything came, UDP is not let through.
+            by_udp = came > TRAIN / 2 and (far or TRAIN - came >= LOSSY)
             meeting.store.set(f"{meeting.rank}/{peer}", "udp" if by_udp else "tcp")
     found = set()
     for peer in meeting.peers:
@@ -82,18 +86,22 @@ def _listen(meeting: Meeting, peer: int) -> socket.socket:
     return sock
 
 
-def _send_train(meeting: Meeting, peer: int, steady: bool) -> None:
+def _is_steady(meeting: Meeting, rank: int) -> bool:
+    return meeting.store.get(f"steady/{rank}") == b"1"
+
+
+def _send_train(meeting: Meeting, peer: int) -> None:
     address, port = meeting.store.get(f"train/{peer}/{meeting.rank}").decode().split()
     with socket.socket(_family(address), socket.SOCK_DGRAM) as sock:
         for number in range(TRAIN):
             sock.sendto(_CAR.pack(meeting.token, number), (address, int(port)))
             time.sleep(TRAIN_SECONDS / TRAIN)
-    meeting.store.set(f"sent/{meeting.rank}/{peer}", "steady" if steady else "")
+    meeting.store.set(f"sent/{meeting.rank}/{peer}", "")
 
 
-def _count(meeting: Meeting, peer: int, sock: socket.socket) -> tuple[bool, int]:
-    """Whether the peer's TCP is steady, and how many of its train came."""
-    steady = meeting.store.get(f"sent/{peer}/{meeting.rank}") == b"steady"
+def _count(meeting: Meeting, peer: int, sock: socket.socket) -> int:
+    """How many of a train came."""
+    meeting.store.get(f"sent/{peer}/{meeting.rank}")
     sock.settimeout(LAST_SECONDS)
     seen: set[int] = set()
     while len(seen) < TRAIN:
@@ -105,7 +113,7 @@ def _count(meeting: Meeting, peer: int, sock: socket.socket) -> tuple[bool, int]
             token, number = _CAR.unpack(data)
             if token == meeting.token.ljust(32, b"\0"):
                 seen.add(number)
-    return steady, len(seen)
+    return len(seen)
 
 
 def _family(address: str) -> socket.AddressFamily:

@@ -99,7 +99,7 @@ class Flow:
                     self._told(feedback, now)
             elif kind == datagram.PARITY and size > 4:
                 length = int.from_bytes(payload[:4], "little")
-                parity = np.frombuffer(payload[4:], np.uint8)
+                parity = np.frombuffer(payload[4:], np.uint8).copy()  # it may have to wait
                 incoming.took_parity(position, position + length, parity, now)
             elif kind == datagram.BYE:
                 self.ended = True
@@ -132,7 +132,7 @@ class Flow:
         size = burst.end - burst.start
         if burst.parity:
             header = self._head(datagram.PARITY, now)
-            payload = size.to_bytes(4, "little") + outgoing.parity(burst)
+            payload = size.to_bytes(4, "little") + outgoing.parity()
             made = datagram.single(header, burst.start, payload)
             return memoryview(made), len(made)
         header = self._head(datagram.DATA, now)

@@ -46,6 +46,7 @@ class Outgoing:
         self._again_times: deque[tuple[float, int, int]] = deque()
         self._parity_span = parity_every * piece
         self._parity_start = 0
+        self._parity = np.zeros(piece, np.uint8)  # of what was sent since there
         self._arrived = self._filled = 0
         self._next_time = 0.0
         self._last_sent = 0.0
@@ -113,6 +114,12 @@ class Outgoing:
                 return None
         burst = Burst(self._sent, end)
         self._sent = end
+        if self._parity_span:
+            # Now, because what the peer has may be overwritten before the span is full.
+            before = (burst.start - self._parity_start) % self._piece
+            data = read_ring(self.ring, burst.start, end - burst.start)
+            padded = np.concatenate([np.zeros(before, np.uint8), data])
+            self._parity ^= xor_pieces(padded, self._piece)
         return burst
 
     def wait(self, now: float) -> float | None:
@@ -124,10 +131,12 @@ class Outgoing:
             return max(0.0, self._next_time - now)
         return None
 
-    def parity(self, burst: Burst) -> bytes:
-        """XOR of the burst's pieces, the last filled up with zeros."""
-        data = read_ring(self.ring, burst.start, burst.end - burst.start)
-        return xor_pieces(data, self._piece).tobytes()
+    def parity(self) -> bytes:
+        """XOR of the pieces of the parity burst that was chosen last, the last filled up with
+        zeros."""
+        made = self._parity.tobytes()
+        self._parity[:] = 0
+        return made
 
     def told(self, feedback: Feedback, now: float, round_trip: float) -> None:
         """The peer reports what it has and what it misses."""

@@ -25,6 +25,7 @@ from pluribus.core.units import MIB
 
 _READ_AHEAD = 64 * 1024  # small frames come many to a system call
 _RTT_OFFSET = 68  # of tcpi_rtt in struct tcp_info, microseconds; linux/tcp.h
+_RESENT_OFFSET, _SENT_OFFSET = 100, 136  # tcpi_total_retrans, tcpi_segs_out in linux/tcp.h
 _TCP_CLOSE = 7  # linux/tcp_states.h: the peer has refused what was still on its way
 
 # magic, kind, checked, epoch, operation, part, bytes of the payload, number of the frame, crc32c
@@ -120,6 +121,20 @@ class TcpPath(Path):
             return 0.0
         data = self._socket.getsockopt(socket.IPPROTO_TCP, info, _RTT_OFFSET + 4)
         return int.from_bytes(data[_RTT_OFFSET:], sys.byteorder) / 1e6
+
+    @property
+    def packets(self) -> tuple[int, int]:
+        info = getattr(socket, "TCP_INFO", None)
+        if info is None or self._socket.family == getattr(socket, "AF_UNIX", None):
+            return 0, 0
+        data = self._socket.getsockopt(socket.IPPROTO_TCP, info, _SENT_OFFSET + 4)
+        if len(data) < _SENT_OFFSET + 4:  # a kernel that does not tell
+            return 0, 0
+        resent, sent = (
+            int.from_bytes(data[at : at + 4], sys.byteorder)
+            for at in (_RESENT_OFFSET, _SENT_OFFSET)
+        )
+        return resent, sent
 
     @property
     def wants_write(self) -> bool:

@@ -84,8 +84,12 @@ class Placement:
         return (self.num_stages - 1 - stage if back else stage), chunk
 
 
-def with_messages(order: Order, placement: Placement, micro_batches: int) -> Order:
-    """The passes with a receive right before its use and a send right after what made it."""
+def with_messages(order: Order, placement: Placement, micro_batches: int, first: int = 0) -> Order:
+    """The passes with a receive right before its use and a send right after what made it.
+
+    Args:
+        order: of the stages from ``first`` on.
+    """
 
     @functools.cache
     def each(kind: ActionKind, chunk: int, hop: int) -> list[Action]:
@@ -114,7 +118,7 @@ def with_messages(order: Order, placement: Placement, micro_batches: int) -> Ord
         }
 
     result = []
-    for stage, passes in enumerate(order):
+    for stage, passes in enumerate(order, first):
         messages = [around(stage, chunk) for chunk in range(placement.chunks)]
         actions: list[Action] = []
         for action in passes:

@@ -77,6 +77,14 @@ def test_a_link_that_loses_packets_takes_udp(monkeypatch: pytest.MonkeyPatch) ->
     assert chosen("auto", "reno") == between_islands()
 
 
+def test_a_far_link_that_lets_no_udp_through_stays_with_tcp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TcpPath, "round_trip", 0.04)
+    monkeypatch.setattr(socket.socket, "sendto", lambda *arguments: 0)
+    assert chosen("auto", "reno") == [set()] * 5
+
+
 def test_the_kernel_tells_a_connections_round_trip() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         path = TcpPath(0, socket.create_connection(server.getsockname()))

@@ -9,7 +9,10 @@ import pytest
 
 from pluribus.comm.transports import datagram, flow
 from pluribus.comm.transports.base import DATA, HEADER_BYTES, Header, pack
+from pluribus.comm.transports.datagram import Feedback
 from pluribus.comm.transports.flow import FlowOptions
+from pluribus.comm.transports.outgoing import Burst, Outgoing, xor_pieces
+from pluribus.comm.transports.rate import RateControl
 from tests.comm.transports.wire import PIECE, Link, Wire
 
 RING = 1 << 19
@@ -132,3 +135,24 @@ def test_c_and_python_read_and_write_the_same_datagrams(monkeypatch: pytest.Monk
 
 def test_the_head_fits_a_feedback_with_all_holes_into_one_datagram() -> None:
     assert flow.HEAD_BYTES + 56 + 12 * datagram.MOST_HOLES <= 1472
+
+
+def test_parity_is_of_what_was_sent_though_it_is_overwritten_since() -> None:
+    """The peer has half a span, and its room in the ring is used again before the rest leaves."""
+    piece, ring = 10, 40
+    outgoing = Outgoing(ring, piece, RateControl(), parity_every=4)
+
+    def told(mark: int, limit: int) -> None:
+        outgoing.told(Feedback(mark, mark, limit, mark, 0, 0.0, 0, 0, ()), 1.0, 0.01)
+
+    stream = np.frombuffer(content(80), np.uint8)
+    told(0, 20)
+    written = outgoing.write(stream)
+    first = outgoing.next_burst(1.0, 25)
+    assert first == Burst(0, 20)
+    told(20, 80)
+    outgoing.write(stream[written:])
+    assert outgoing.next_burst(10.0, 15) == Burst(20, 35)
+    assert outgoing.next_burst(20.0, 25) == Burst(35, 40)
+    assert outgoing.next_burst(30.0, 25) == Burst(0, 40, parity=True)
+    assert outgoing.parity() == xor_pieces(stream[:40], piece).tobytes()

@@ -1,0 +1,117 @@
+"""Proofs hold: no pipeline delivers more than a proof says, and no step beats the bound."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluribus.plan.bound import Bound
+from pluribus.plan.columns import Column, StageChoice
+from pluribus.plan.generate import Generator
+from pluribus.plan.pace import step_bounds
+from pluribus.plan.pricing import Pricer
+from pluribus.plan.proof import Proof
+from pluribus.predict.schedule import ActionKind, pipeline_actions
+from pluribus.predict.timeline import Durations, simulate
+from pluribus.spec.plan import Pipeline, Stage
+
+from ..small import make_chip, make_job, make_model, make_pool, make_setting
+
+
+def random_generator(rng: np.random.Generator) -> Generator:
+    pools = [
+        make_pool(
+            f"p{i}",
+            make_chip(f"c{i}", tflops=float(rng.uniform(1, 4)), gib=float(rng.uniform(2.1, 2.5))),
+            nodes=int(rng.integers(1, 4)), chips_per_node=int(rng.choice([1, 2, 4])),
+        )
+        for i in range(int(rng.integers(1, 3)))
+    ]  # fmt: skip
+    model = make_model(blocks=int(rng.integers(2, 7)), hidden=256)
+    job = make_job(batch=int(rng.integers(4, 40)), sequence=1024, sizes=(1, 2))
+    return Generator.of(make_setting(pools, model=model, job=job))
+
+
+def random_column(rng: np.random.Generator, pricer: Pricer) -> Column | None:
+    prices = pricer.prices
+    layers = len(prices.runs.kind)
+    depth = int(rng.integers(1, layers + 1))
+    cuts = sorted(rng.choice(np.arange(1, layers), depth - 1, replace=False).tolist())
+    spans = list(itertools.pairwise([0, *cuts, layers]))
+    stages = []
+    for s, (a, b) in enumerate(spans):
+        fits = np.flatnonzero(prices.most_held[:, prices.runs.kind[a, b - a]] >= depth - s)
+        if not len(fits):
+            return None
+        stages.append(StageChoice(prices.kinds[int(rng.choice(fits))], (a, b)))
+    return Column(tuple(stages), prices.micro_batch_size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**20), generated=st.booleans())
+def test_no_pipeline_delivers_more_than_was_proven(seed: int, generated: bool) -> None:
+    rng = np.random.default_rng(seed)
+    generator = random_generator(rng)
+    if not generator.speeds.any():
+        return
+    floor = Generator(generator.setting, generator.pools, generator.available, estimates_sums=False)
+    floor.pricers.update(Bound(generator)._among)
+    if generated:
+        least = floor.generate()
+        columns = floor.columns
+    else:
+        pricer = floor.pricers[1]
+        columns = [c for _ in range(60) if (c := random_column(rng, pricer)) is not None]
+        least = min((floor.pace(c).seconds(4) for c in columns), default=np.inf)
+    if not np.isfinite(least):
+        return
+    deadline = least * float(rng.choice([0.6, 0.9, 1.0, 1.0, 1.3]))
+    delivered, chips = floor.delivered(columns, deadline), floor.chips_of(columns)
+    # Prices at which some of these are just worth it, and prices a little lower or higher.
+    prices = floor.mix(deadline, columns).chip_values
+    prices = prices * rng.choice([0.99, 0.998, 0.9999, 1.001, 1.02, 1.2])
+    for size, pricer in floor.pricers.items():
+        if Proof(pricer, prices, deadline, 1, floor.batch // size).run() is None:
+            mine = [c.micro_batch_size == size for c in columns]
+            assert (delivered <= prices @ chips * (1 + 1e-9))[mine].all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**20), depth=st.integers(2, 6), count=st.integers(3, 24))
+def test_the_later_stages_are_a_pipeline_too(seed: int, depth: int, count: int) -> None:
+    if count <= depth:
+        return
+    rng = np.random.default_rng(seed)
+    forward, backward = rng.uniform(0.2, 3, (2, depth))
+    hops = rng.choice([0.0, 0.1, 2.0]) * rng.uniform(0, 1, depth - 1)
+    pipeline = Pipeline(
+        stages=tuple(Stage(chips=(f"a/b/0/{s}",), layers=(s, s + 1)) for s in range(depth)),
+        micro_batch_size=1, micro_batches=count,
+    )  # fmt: skip
+    compute = {}
+    for s in range(depth):
+        compute[(0, s), ActionKind.FORWARD] = (float(forward[s]),)
+        compute[(0, s), ActionKind.BACKWARD] = (float(backward[s]),)
+    durations = Durations(compute, lambda a, b: float(hops[min(a[1], b[1])]) / 2, ())
+    lanes = {(0, s): actions for s, actions in enumerate(pipeline_actions(pipeline))}
+    end = simulate(lanes, durations).courses[0, 0].end
+    t = forward + backward
+    later = float(t[1:].sum() + hops[1:].sum())
+    for k in range(1, (count - 1) // (depth - 1) + 1):
+        rest = (count - 1 - k * (depth - 1)) * float(t[1:].max())
+        assert float(t[0] + hops[0]) + (k + 1) * later + rest <= end * (1 + 1e-9)
+    assert float(step_bounds(forward, backward, hops, [count])[0]) <= end * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_no_mix_of_fractions_is_quicker_than_the_bound(seed: int) -> None:
+    generator = random_generator(np.random.default_rng(seed))
+    deadline = generator.generate()
+    if not np.isfinite(deadline):
+        return
+    bound = Bound(generator).seconds()
+    assert generator.ideal_seconds <= bound <= deadline
