@@ -176,7 +176,7 @@ class Collectives:
             copies = staging.copies() if staging is not None else None
             if codec is None and staging is None and not self.forced:
                 model = self.tuner.model_seconds(operation, name, num_bytes)
-                if model is not None:
+                if model:  # a rank alone takes no time
                     note = partial(self.tuner.corrections.note, operation, name, num_bytes)
                     end = self._learning.timed(end, model, note)
             self._submit(operation, steps, given, output, op, codec, residual, end, copies)

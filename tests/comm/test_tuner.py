@@ -148,3 +148,15 @@ def test_ranks_change_their_minds_at_the_same_operation(tmp_path: Path) -> None:
     assert chosen[45] != before
     assert factor == 10.0
     assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def alone(rank: int, n: int) -> float:
+    x = torch.full((3,), 2.0)
+    for _ in range(50):  # beyond the operation at which groups learn
+        dist.all_reduce(x)
+    dist.barrier()
+    return float(x.sum())
+
+
+def test_a_rank_alone_has_nothing_to_learn() -> None:
+    assert run_ranks(alone, 1) == {0: 6.0}
