@@ -136,11 +136,18 @@ class Lanes:
         """The error of a job that has taken too long."""
         for job in self.jobs:
             if now > job.deadline:
-                missing = job.missing()
+                missing = self._silent(job)
                 names = ", ".join(map(self._name, missing)) or "nobody in particular"
                 what = f"{job.task.name} took longer than {job.task.timeout:.1f} s"
                 return errors.CollectiveTimeout(f"{what}, waiting for {names}", missing)
         return None
+
+    def _silent(self, job: Job) -> list[int]:
+        """Of the peers a job waits for, those that sent nothing of it: others only wait too."""
+        heard = {key[0] for key, count in job.received.items() if count}
+        heard |= {lane.key[0] for lane in self.all if lane.waiting}
+        missing = job.missing()
+        return [peer for peer in missing if peer not in heard] or missing
 
     def needs(self, left: Collection[int], ended: Callable[[Path], bool]) -> tuple[int, int] | None:
         """Number of the first collective that one of these peers, which have left, is missed by,
