@@ -30,7 +30,8 @@ class PeerStalled(CollectiveError):  # noqa: N818
 
 
 class CollectiveTimeout(CollectiveError):  # noqa: N818
-    """The group's time for one operation is over; some peer never joined in."""
+    """The group's time for one operation is over; names the peers that this rank waits for and that
+    sent nothing of it. Where ranks talk to a few only, that one may wait in turn."""
 
 
 class Aborted(CollectiveError):  # noqa: N818

@@ -126,7 +126,8 @@ def absent(rank: int, n: int) -> tuple[int, ...] | None:
 
 
 def test_who_never_joins_in_is_named_after_the_timeout() -> None:
-    found = run_ranks(absent, 3)
+    everybody_to_everybody = {"PLURIBUS_COMM_ALGORITHM": "direct"}
+    found = run_ranks(absent, 3, environments=[everybody_to_everybody] * 3)
     assert found[0] == found[1] == (2,)
 
 
