@@ -7,9 +7,10 @@ Where the package is installed, PyTorch finds `register` by itself (entry point
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 NAME = "pluribus"
 DEVICES = ("cpu", "cuda", "npu", "musa", "mlu", "gcu", "xpu", "hpu")
@@ -17,6 +18,9 @@ DEVICES = ("cpu", "cuda", "npu", "musa", "mlu", "gcu", "xpu", "hpu")
 
 def register() -> None:
     """Tells torch.distributed of the backend; may be repeated."""
+    # Not before this is defined: importing torch calls it where the package is installed.
+    import torch.distributed as dist
+
     if not dist.is_available() or hasattr(dist.Backend, NAME.upper()):
         return
     dist.Backend.register_backend(NAME, _create, extended_api=True, devices=list(DEVICES))
