@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pluribus.core.errors import PlanError
 from pluribus.plan.columns import Column, Team
 from pluribus.plan.placement import place, unplaced
+from pluribus.plan.split import even_split
 from pluribus.predict.predict import Forecast, forecast
 from pluribus.predict.setting import Setting
 from pluribus.spec.calibration import IDENTITY
@@ -161,8 +162,6 @@ def one_of_each_way(order: Sequence[Scored]) -> list[Scored]:
 
 def with_even_layers(column: Column, num_layers: int) -> Column:
     """The same stages with equal numbers of layers, earlier ones taking the remainder."""
-    from pluribus.plan.split import even_split
-
     cuts = even_split(num_layers, len(column.stages))
     stages = zip(column.stages, cuts, strict=True)
     return replace(column, stages=tuple(replace(s, layers=cut) for s, cut in stages))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from pluribus.core.units import DTYPE_BYTES, GIB
 from pluribus.hardware.chip import Chip
-from pluribus.hardware.cluster import Pool
 from pluribus.model.feed_forward import DenseFeedForward
 from pluribus.model.head import Head
 from pluribus.model.layer import Layer, Recompute
@@ -22,7 +21,7 @@ from pluribus.predict.compute import share_of
 from pluribus.predict.degrees import Degrees, Parameters
 from pluribus.predict.measured_layer import MeasuredLayer
 from pluribus.predict.schedule import max_in_flight
-from pluribus.predict.setting import Setting, boundary_bytes
+from pluribus.predict.setting import Setting
 from pluribus.predict.software import PLURIBUS, Software
 from pluribus.spec.plan import Pipeline, ScheduleName, Stage
 from pluribus.spec.prediction import ChipMemory
@@ -221,11 +220,6 @@ def stage_parameters(setting: Setting, stage: Stage) -> int:
 def weight_bytes(setting: Setting) -> float:
     """Bytes of one parameter as stored for computing."""
     return StateBytes.of(setting.software, setting.precision).weight
-
-
-def buffer_bytes(setting: Setting, pool: Pool, micro_batch_size: int) -> float:
-    """Bytes of a process and of one message in and one out."""
-    return process_bytes(pool.chip) + 2 * boundary_bytes(setting, micro_batch_size)
 
 
 def stage_memory(setting: Setting, pipeline: Pipeline, index: int) -> ChipMemory:
