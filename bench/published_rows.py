@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from published_chips import UnusableError, pool_of
-from published_guess import least_layout, likely_layout
+from published_guess import least_layout, likely_chunks, likely_layout
 from published_memory import ran_out
-from published_programs import program_of, recomputes, told, vocabulary_of
+from published_programs import interleaves, program_of, recomputes, told, vocabulary_of
 
 from pluribus.core.errors import PluribusError
 from pluribus.hardware.chip import Chip
@@ -142,7 +142,8 @@ def parse_row(row: Mapping[str, str]) -> Row:
         flags.append("adapters only, predicted as training with frozen weights")
     elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
-    schedule, virtual = _schedule(row, pp, words, flags)
+    micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
+    schedule, virtual = _schedule(row, pp, batch // (dp * (micro or 1)), words, flags)
     given = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
     recompute = given[1].lower() if given else "none"
     if given is None:
@@ -153,7 +154,6 @@ def parse_row(row: Mapping[str, str]) -> Row:
     unsure = "?" in (row.get("gpu") or "")
     if unsure:
         flags.append("chip given with a question mark")
-    micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
         tp=tp, pp=pp, dp=dp, cp=cp, ep=_whole(row, "ep") or 1,
         virtual_stages=virtual, zero=min(zero or 0, 3), micro_batch=micro or 1,
@@ -249,7 +249,7 @@ def _whole(row: Mapping[str, str], key: str, least: int = 1) -> int | None:
 
 
 def _schedule(
-    row: Mapping[str, str], pp: int, words: str, flags: list[str]
+    row: Mapping[str, str], pp: int, micro_batches: int, words: str, flags: list[str]
 ) -> tuple[ScheduleName, int]:
     """The schedule a row names, and its virtual stages."""
     virtual = _whole(row, "vpp")
@@ -259,9 +259,10 @@ def _schedule(
         if re.search(pattern, words, re.I):
             return schedule, virtual or 1
     if virtual is None:
-        between = bool(re.search(r"interleaved", words, re.I))
-        flags.append(f"no virtual stages given, taken as {2 if between else 1}")
-        virtual = 2 if between else 1
+        virtual = 2 if re.search(r"interleaved", words, re.I) else 1
+        if interleaves(row) and not re.search(r"1f1b|interleaved", words, re.I):
+            virtual = likely_chunks(pp, micro_batches, _whole(row, "layers") or pp)
+        flags.append(f"no virtual stages given, taken as {virtual}")
     return ("interleaved" if virtual > 1 else "1f1b"), virtual
 
 

@@ -342,7 +342,7 @@ def layer_work(
         micro_batch, sequence_length, tp=tp, cp=cp, ep=ep,
         sequence_parallel=software.sequence_parallel, bytes_per_element=element,
     ):  # fmt: skip
-        tabled = times and times.work(operator, precision, micro_batch)
+        tabled = times and times.work(operator, precision, micro_batch, software)
         moved = passes * (software.loss_passes if operator.name == "cross_entropy" else 1.0)
         found = tabled or operator_work(operator, chip, precision, software, moved)
         ahead, back, weight = found
