@@ -54,6 +54,9 @@ _REWRITTEN, _FLASH = 2022.5, 2024.0
 # Megatron-LM sums the gradients of inputs under the products of weights
 # (`--no-async-tensor-model-parallel-allreduce` switches it off); forks made before do not.
 _SUMS_OVERLAPPED = 2021.8
+# Since its release of June 2026 Megatron-Bridge exchanges experts' tokens under products inside an
+# NVLink domain. How much of it is read off one model's runs of both sides on GB200 (Qwen3 30B).
+_EXPERTS_OVERLAPPED, _EXPERTS_HIDDEN = 2026.4, 0.9
 # Gated networks came with Llama; runs in fp16 end with the programs of before the rewriting.
 _GATED = 2023.2
 
@@ -118,6 +121,8 @@ def program_of(
         program = _megatron(program, date, precision, words)
     elif program == FSDP:
         program = _sharded(date, tp, words)
+    elif program == MEGATRON_BRIDGE and date > _EXPERTS_OVERLAPPED:
+        program = replace(program, overlap_experts=_EXPERTS_HIDDEN)
     if re.search(r"\blora\b", words, re.I):
         program = replace(program, frozen=True)
     if re.search(r"async.?tp", words, re.I):
@@ -198,6 +203,8 @@ def _given_date(words: str) -> float | None:
         return 2000 + int(found[1]) + (int(found[2]) - 0.5) / 12
     if found := re.search(r"(?<!\d)(20[12]\d)-?(0\d|1[0-2])(?!\d)", words):
         return int(found[1]) + (int(found[2]) - 0.5) / 12
+    if found := re.search(r"\b(2\d)\.(0\d|1[0-2])(?:\.\d\d)? NeMo", words):
+        return 2000 + int(found[1]) + (int(found[2]) - 0.5) / 12
     if found := re.search(r"\((20[12]\d)\b", words):
         return float(found[1])
     if found := re.search(r"\b(?:SC|ICLR|ICML|NeurIPS|MICRO|NSDI|OSDI|MLSys)'?(\d\d)\b", words):

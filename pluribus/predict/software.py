@@ -42,6 +42,7 @@ class Software:
         accumulate_bytes: moved per parameter to add a micro-batch's gradient to the sum, beyond
             what the product that makes it hides.
         overlap_tensor: share of the tensor-parallel sums that runs under matrix products.
+        overlap_experts: share of the experts' exchanges inside a node that runs under products.
         overlap_backward: whether the backward's tensor-parallel sums run under the products that
             make weight gradients.
         overlap_messages: whether an interleaved pipeline sends while it computes.
@@ -90,6 +91,7 @@ class Software:
     loss_passes: float = 1.0
     accumulate_bytes: float = 6
     overlap_tensor: float = 0.0
+    overlap_experts: float = 0.0
     overlap_backward: bool = False
     overlap_messages: bool = False
     ring_attention: float = 1.0
