@@ -20,9 +20,9 @@ LAUNCH_SECONDS = 5e-6
 FLASH_BEHIND = 1.6
 # Exponentials cost as much for narrow heads as for wide ones, on units that did not grow with the
 # matrix units. So heads of d reach d / (d + w) of what wide ones do, with w = FLASH_WIDTH × the
-# square of the matmul rate of one compute unit (FLOP/s). Fitted on aiconfigurator-core 0.12.0, heads
-# of 64 beside those of 128: H100 and H200 0.71 to 0.80, B200, GB200 and GB300 0.58 to 0.65; on A100
-# it gives 0.94 where 0.9 is published (Dao 2023, arXiv 2307.08691, figure 5).
+# square of the matmul rate of one compute unit (FLOP/s). Fitted on aiconfigurator-core 0.12.0,
+# heads of 64 beside those of 128: H100 and H200 0.71 to 0.80, B200, GB200 and GB300 0.58 to 0.65;
+# on A100 it gives 0.94 where 0.9 is published (Dao 2023, arXiv 2307.08691, figure 5).
 FLASH_WIDTH = 1.22e-24
 # Backward of a flash kernel: five products where forward has two, at 0.86 of its rate (Dao 2023,
 # arXiv 2307.08691, figures 4 and 5).

@@ -11,8 +11,9 @@ from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
 from pluribus.model.share import Share
 from pluribus.predict.calibrate import interval
+from pluribus.predict.compute import QUANTISE_BYTES, layer_work
 from pluribus.predict.gemm import gemm_seconds
-from pluribus.predict.operators import FLASH_BEHIND, operator_work
+from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, FLASH_BEHIND, operator_work
 from pluribus.predict.regular import Layout, Terms, regular_terms
 from pluribus.predict.regular_memory import regular_memory
 from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, MEGATRON_BRIDGE, Software
@@ -148,6 +149,17 @@ def test_heads_of_64_reach_less_than_heads_of_128() -> None:
     narrow = replace(attention, k=attention.k // 2)
     seconds = [operator_work(o, CHIP, "bf16", MEGATRON)[0].attention for o in (attention, narrow)]
     assert seconds[1] > 1.1 * seconds[0]
+
+
+def test_products_in_8_bits_pay_for_making_them_so() -> None:
+    """By hand: inputs of q and kv (one), o, gate and up, down; gradients of each output."""
+    block = Model.from_config(dict(DENSE)).layers[1]
+    shape = (1, 4096)
+    wide, narrow = (layer_work(block, CHIP, shape, p, MEGATRON) for p in ("bf16", "fp8"))
+    rate = CHIP.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+    inputs, gradients = 3 * 4096 + 14336, (4096 + 2048) + 4096 + 2 * 14336 + 4096
+    for w, n, width in zip(wide, narrow, (inputs, gradients), strict=False):
+        assert n.memory - w.memory == pytest.approx(4096 * width * QUANTISE_BYTES / rate)
 
 
 def test_an_older_flash_kernel_is_slower_where_the_chip_has_a_newer_one() -> None:
