@@ -20,10 +20,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from functools import partial
 
 from pluribus.comm import errors
+from pluribus.comm.costs import LinkCost
 from pluribus.comm.errors import CollectiveError
 from pluribus.comm.farewell import Farewells
 from pluribus.comm.health import Health, reason, stall_deadline
@@ -180,6 +182,17 @@ class Engine:
 
         def act() -> None:
             self._stall = self._health.stall = stall
+
+        self.call(act)
+
+    def adapt(self, links: Mapping[int, LinkCost]) -> None:
+        """Lets the paths to peers be what suits the links to them."""
+
+        def act() -> None:
+            for peer, link in links.items():
+                for path in (*self._mesh.data.get(peer, ()), self._mesh.messages.get(peer)):
+                    if path is not None:
+                        path.adapt(*astuple(link))
 
         self.call(act)
 
