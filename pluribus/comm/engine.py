@@ -21,7 +21,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
 from functools import partial
 
 from pluribus.comm import errors
@@ -186,15 +185,8 @@ class Engine:
         self.call(act)
 
     def adapt(self, links: Mapping[int, LinkCost]) -> None:
-        """Lets the paths to peers be what suits the links to them."""
-
-        def act() -> None:
-            for peer, link in links.items():
-                for path in (*self._mesh.data.get(peer, ()), self._mesh.messages.get(peer)):
-                    if path is not None:
-                        path.adapt(*astuple(link))
-
-        self.call(act)
+        """See `Mesh.adapt`."""
+        self.call(lambda: self._mesh.adapt(links))
 
     def abort(self, why: str) -> None:
         """Ends everything pending here and at the peers; returns when that is done here."""
