@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from pluribus.plan.columns import Column
 from pluribus.plan.generate import Generator
 from pluribus.plan.prices import Hops
@@ -53,21 +55,29 @@ class Bound:
             for size, pricer in self._alone.items()
         }
 
-    def seconds(self) -> float:
-        """A step that no plan goes below."""
-        ideal = self.generator.ideal_seconds
+    @cached_property
+    def floor(self) -> Generator:
+        """Columns with times that no plan goes below."""
+        generator = self.generator
         floor = Generator(
-            self.generator.setting, self.generator.pools, self.generator.available,
-            estimates_sums=False,
-        )  # fmt: skip
+            generator.setting, generator.pools, generator.available, estimates_sums=False
+        )
         floor.pricers.update(self._among)
-        for column in self.generator.columns:
+        for column in generator.columns:
             floor.add(column)
+        return floor
+
+    @cached_property
+    def seconds(self) -> float:
+        """A step that no plan goes below; infinite where nothing fits."""
+        floor, ideal = self.floor, self.generator.ideal_seconds
         deadline, share = floor.generate(), 0
+        if not np.isfinite(deadline):
+            return np.inf
         for _ in range(_ROUNDS):
             if deadline * _SHARES[share] <= ideal:
                 break
-            open_columns = self.too_short(deadline * _SHARES[share], floor)
+            open_columns = self.too_short(deadline * _SHARES[share])
             if open_columns is None:
                 return deadline * _SHARES[share]
             known = len(floor.columns)
@@ -83,13 +93,10 @@ class Bound:
                 break
         return ideal
 
-    def too_short(self, deadline: float, floor: Generator) -> Sequence[Column] | None:
+    def too_short(self, deadline: float) -> Sequence[Column] | None:
         """None if it is proven that no plan ends by a deadline; else pipelines that deliver more
-        than their chips cost, if any are known.
-
-        Args:
-            floor: columns with times that no plan goes below.
-        """
+        than their chips cost, if any are known."""
+        floor = self.floor
         worth = floor.chip_prices(deadline)
         total = float(worth @ floor.available)
         chip_prices = worth * (floor.batch * (1 - _SAFE) / total)

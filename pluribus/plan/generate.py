@@ -186,9 +186,13 @@ class Generator:
         """Finds columns; returns the step of their best mix. Infinite where nothing fits."""
         if not self.speeds.any():
             return np.inf
-        deadline = self.ideal_seconds * 1.2
-        chip_prices = deadline * self.speeds * 0.85
-        self.price(deadline, chip_prices)
+        deadline, estimated = self.ideal_seconds * 1.2, not self.estimates_sums
+        if self.columns and self.estimates_sums:
+            before = self.deadline(self.ideal_seconds)
+            self.take_sums_of(self.mix(before).uses)
+            estimated = True
+        else:
+            self.price(deadline, deadline * self.speeds * 0.85)
         while not self.columns:
             deadline *= 4
             self.grids.clear()
@@ -196,7 +200,6 @@ class Generator:
                 return np.inf
             self.price(deadline, deadline * self.speeds * 0.85)
         before = self.deadline(self.ideal_seconds)
-        estimated = not self.estimates_sums
         for _ in range(_ROUNDS):
             self.price(before, self.chip_prices(before))
             now = self.deadline(self.ideal_seconds)
@@ -236,6 +239,12 @@ class Generator:
                     if ratio > _KEEP or not self.columns:
                         self.add(one)
             self.grids[size] = _finer(caps, found)
+
+    def take_columns_of(self, other: Generator) -> None:
+        """Begins with all that another one knows."""
+        for column in other.columns:
+            self.add(column)
+        self.grids.update(other.grids)
 
     def add(self, column: Column) -> None:
         """Makes a column known."""
