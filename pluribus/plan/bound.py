@@ -12,7 +12,7 @@ at is priced exactly: if it does deliver more, it becomes a column, and the pric
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,8 +26,10 @@ from pluribus.plan.sums import least_tails
 
 _SAFE = 1e-7  # relative room for rounding errors
 # Of the least step of mixes of fractions, tried in turn.
-_SHARES = (0.998, 0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.94, 0.9, 0.85)
-_ROUNDS = 16  # proofs tried in all
+_SHARES = (
+    0.999, 0.998, 0.997, 0.996, 0.995, 0.993, 0.991, 0.985, 0.98, 0.97, 0.96, 0.94, 0.9, 0.85,
+)  # fmt: skip
+_ROUNDS = 24  # proofs tried in all
 
 
 @dataclass(eq=False)
@@ -35,6 +37,8 @@ class Bound:
     """Proofs in the setting of a generator."""
 
     generator: Generator
+    _doubtful: dict[int, dict[float, None]] = field(default_factory=dict)
+    # by micro-batch size, seconds of a slowest stage at which proofs may fail: looked at first
 
     @cached_property
     def _alone(self) -> dict[int, Pricer]:
@@ -70,10 +74,15 @@ class Bound:
     @cached_property
     def seconds(self) -> float:
         """A step that no plan goes below; infinite where nothing fits."""
-        floor, ideal = self.floor, self.generator.ideal_seconds
+        floor = self.floor
         deadline, share = floor.generate(), 0
         if not np.isfinite(deadline):
             return np.inf
+        ideal = floor.ideal_seconds
+        for column, times in zip(floor.columns, floor.mix(deadline).uses, strict=True):
+            if times > 0:
+                slowest = floor.pace(column).slowest
+                self._doubtful.setdefault(column.micro_batch_size, {})[slowest] = None
         for _ in range(_ROUNDS):
             if deadline * _SHARES[share] <= ideal:
                 break
@@ -101,12 +110,13 @@ class Bound:
         total = float(worth @ floor.available)
         chip_prices = worth * (floor.batch * (1 - _SAFE) / total)
         for size, pricer in self._among.items():
-            most = floor.batch // size
+            most, doubtful = floor.batch // size, self._doubtful.setdefault(size, {})
             alone = Proof(self._alone[size], chip_prices, deadline, most, most)
             among = Proof(pricer, chip_prices, deadline, 1, most)
             for proof in (alone, among):
-                failed = proof.run()
+                failed = proof.run(doubtful)
                 if failed is not None:
+                    doubtful.update(dict.fromkeys(proof.failed.tolist()))
                     cost = chip_prices @ floor.chips_of(failed)
                     better = floor.delivered(failed, deadline) > cost
                     return [c for c, found in zip(failed, better, strict=True) if found]

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pluribus.plan.caps import promising
 from pluribus.plan.columns import Column, StageChoice, StageKind
 from pluribus.plan.master import Mix, most_sequences
 from pluribus.plan.pace import Pace
@@ -25,9 +26,9 @@ from pluribus.predict.setting import Setting
 
 _ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
 _SETTLED = 5e-4  # a round that lowers the step by less is the last
-_COARSE, _FINE = 16, 12  # limits on a stage's seconds tried in the first round, and in later ones
+_CAPS = 10  # limits on a stage's seconds tried in a round for a micro-batch size
+_NEAR = 0.93  # of the best limit's ratio: limits that promise less are not tried
 _KEEP = 0.85  # columns that deliver less than this share of what their chips cost are forgotten
-_PROMISING = 0.93  # deliver at least this share of what their chips cost: tried more finely
 
 
 @dataclass(eq=False)
@@ -47,7 +48,6 @@ class Generator:
     available: Array
     columns: list[Column] = field(default_factory=list)
     estimates_sums: bool = True
-    grids: dict[int, Array] = field(default_factory=dict)
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _matrices: dict[tuple, Array] = field(default_factory=dict)
@@ -195,7 +195,6 @@ class Generator:
             self.price(deadline, deadline * self.speeds * 0.85)
         while not self.columns:
             deadline *= 4
-            self.grids.clear()
             if deadline > 1e6 * self.ideal_seconds:
                 return np.inf
             self.price(deadline, deadline * self.speeds * 0.85)
@@ -223,28 +222,27 @@ class Generator:
         """Adds pipelines worth using at these prices of chips."""
         worth = chip_prices @ self.available
         chip_prices = chip_prices * (self.batch / max(worth, 1e-30))
+        best = 0.0
         for size, pricer in self.pricers.items():
-            caps = self.grids.get(size)
-            if caps is None:
-                caps = _coarse(pricer, deadline)
-            found: list[tuple[float, float]] = []
-            lanes = _lanes(caps, size, deadline, self.batch)
+            least = max(_KEEP, best * _NEAR) if self.columns else 1e-3
+            found = promising(pricer, chip_prices, deadline, self.batch, _CAPS, least)
+            best = max(best, *found.values(), 0.0)
+            if not found:
+                continue
+            lanes = _lanes(np.array(list(found)), size)
             worthwhile = size * (deadline / lanes.cap + 1) * 1.2
             solution = pricer.solve(chip_prices, lanes, worthwhile)
-            for column, cap in self._best(solution):
+            for column in self._best(solution):
                 for one in dict.fromkeys((column, self.recut(column))):
                     most = min(self.pace(one).most(deadline), self.batch / size)
                     ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
-                    found.append((ratio, cap))
                     if ratio > _KEEP or not self.columns:
                         self.add(one)
-            self.grids[size] = _finer(caps, found)
 
     def take_columns_of(self, other: Generator) -> None:
         """Begins with all that another one knows."""
         for column in other.columns:
             self.add(column)
-        self.grids.update(other.grids)
 
     def add(self, column: Column) -> None:
         """Makes a column known."""
@@ -252,17 +250,16 @@ class Generator:
             self._known.add(column)
             self.columns.append(column)
 
-    def _best(self, solution: Solution) -> list[tuple[Column, float]]:
-        """Of each lane the best pipeline, with the lane's cap."""
-        result: dict[Column, float] = {}
+    def _best(self, solution: Solution) -> list[Column]:
+        """Of each lane the best pipeline."""
+        result: dict[Column, None] = {}
         if not len(solution.values):
             return []
         best = solution.values.argmin(axis=0)
         for lane, depth in enumerate(best):
             if np.isfinite(solution.values[depth, lane]):
-                column = solution.column(int(depth) + 1, lane)
-                result.setdefault(column, float(solution.lanes.cap[lane]))
-        return list(result.items())
+                result.setdefault(solution.column(int(depth) + 1, lane))
+        return list(result)
 
     def recut(self, column: Column, in_flight: int = MANY) -> Column:
         """The same stages with the layers cut anew, so that the slowest is as quick as can be."""
@@ -287,42 +284,14 @@ class Generator:
         return self._matrices[key]
 
 
-def _coarse(pricer: Pricer, deadline: float) -> Array:
-    """Limits on a stage's seconds, over all that can matter."""
-    prices = pricer.prices
-    each = prices.seconds[:, np.flatnonzero(prices.runs.counts.sum(axis=1) == 1)]
-    # No pipeline is quicker than its slowest layer on its quickest kind of stage.
-    low = float(each.min(axis=0).max())
-    return np.geomspace(low * 1.001, max(deadline, low * 1.01), _COARSE)
-
-
-def _lanes(caps: Array, size: int, deadline: float, batch: int) -> Lanes:
+def _lanes(caps: Array, size: int) -> Lanes:
     """Per limit: one lane that takes time for nothing and two that value it.
 
     With τ a stage's limit, a second less of filling and messages makes room for 1/τ micro-batches
-    more; a message also delays the steady state where stages are equally quick.
+    more; a pipeline of stages that are equally quick is filled again and again, as every message
+    delays it.
     """
     worth = size / caps
-    counts = np.maximum(deadline / caps, 1.0)
-    stage = np.concatenate([0 * worth, worth, worth])
-    hop = np.concatenate([0 * worth, worth, worth * (1 + counts / 8)])
-    tail = np.concatenate([0 * worth, worth, worth])
-    return Lanes(np.tile(caps, 3), stage, hop, tail, MANY)
-
-
-def _finer(caps: Array, found: Sequence[tuple[float, float]]) -> Array:
-    """Limits around those that gave the best pipelines, best first while there is room."""
-    value: dict[float, float] = {}
-    for ratio, cap in found:
-        value[cap] = max(value.get(cap, 0.0), ratio)
-    if not value:
-        return caps
-    caps = np.sort(caps)
-    near: list[float] = []
-    for cap in sorted(value, key=value.__getitem__, reverse=True):
-        if value[cap] < _PROMISING * max(value.values()):
-            break
-        i = int(np.searchsorted(caps, cap))
-        sides = [caps[j] for j in (i - 1, i + 1) if 0 <= j < len(caps)]
-        near += [cap, *(float(np.sqrt(side * cap)) for side in sides)]
-    return np.array(sorted(list(dict.fromkeys(near))[:_FINE]))
+    stage = np.concatenate([0 * worth, worth, 2 * worth])
+    once = np.concatenate([0 * worth, worth, worth])
+    return Lanes(np.tile(caps, 3), stage, stage, once, MANY)

@@ -108,6 +108,11 @@ class Pace:
         return float(self.ends[micro_batches - 1])
 
     @property
+    def slowest(self) -> float:
+        """Seconds of a micro-batch on the slowest stage."""
+        return float((self.forward + self.backward).max())
+
+    @property
     def each(self) -> float:
         """Seconds that every further micro-batch adds."""
         t = self.forward + self.backward
