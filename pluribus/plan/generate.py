@@ -28,6 +28,7 @@ _ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
 _SETTLED = 5e-4  # a round that lowers the step by less is the last
 _CAPS = 10  # limits on a stage's seconds tried in a round for a micro-batch size
 _NEAR = 0.93  # of the best limit's ratio: limits that promise less are not tried
+_USED = 0.01  # columns of a mix that are used less often do not count
 _KEEP = 0.85  # columns that deliver less than this share of what their chips cost are forgotten
 
 
@@ -52,6 +53,7 @@ class Generator:
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _matrices: dict[tuple, Array] = field(default_factory=dict)
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
+    _shared_tail: float = 0.0  # of the pipeline of that mix whose sums take longest
 
     @classmethod
     def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
@@ -108,12 +110,21 @@ class Generator:
         for size, pricer in self.pricers.items():
             tails = estimated_tails(self.setting, pricer.prices, members)
             self.pricers[size] = replace(pricer, tails=tails)
-        old, self._paces = self._paces, {}
-        for column, before in old.items():
-            pace = self.pace(column)
-            ends = before.__dict__.get("ends")
-            if ends is not None:
-                pace.__dict__["ends"] = ends - before.tail + pace.tail
+        old, self._paces, self._shared_tail = self._paces, {}, 0.0
+        own = {column: self.pace(column).tail for column in self.columns}
+
+        def share(tail: float) -> None:
+            self._shared_tail = tail
+            self._paces = {c: old[c].with_tail(max(own[c], tail)) for c in own if c in old}
+
+        tails = {own[c] for c, times in zip(self.columns, uses, strict=True) if times > _USED}
+        best = np.inf, 0.0
+        for tail in sorted(tails, reverse=True):
+            share(tail)
+            # Those with longer sums would make all others wait.
+            able = [column for column in own if own[column] <= tail]
+            best = min(best, (self.deadline(self.ideal_seconds, able), tail))
+        share(best[1])
 
     def pace(self, column: Column) -> Pace:
         """How fast a column is."""
@@ -138,7 +149,7 @@ class Generator:
             done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
             sums = [done[b] - done[a] for a, b in (stage.layers for stage in column.stages)]
             ends = pricer.prices.update[rows, runs] + sums
-        tail = float((ends - early).max())
+        tail = max(float((ends - early).max()), self._shared_tail)
         limit = self.batch // column.micro_batch_size
         return Pace(column, forward, backward, hops, tail, limit)
 

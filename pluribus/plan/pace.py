@@ -9,7 +9,7 @@ it is 0 to 2.4 % below the exact timeline, mostly below 0.5 %.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -90,6 +90,13 @@ class Pace:
     def _ends(self, count: int) -> Array:
         ends = step_bounds(self.forward, self.backward, self.hops, range(1, count + 1))
         return np.maximum.accumulate(ends) + self.tail
+
+    def with_tail(self, tail: float) -> Pace:
+        """The same passes with another end."""
+        pace = replace(self, tail=tail)
+        if "ends" in self.__dict__:
+            pace.__dict__["ends"] = self.ends - self.tail + tail
+        return pace
 
     def most(self, seconds: float) -> int:
         """Micro-batches that end within so many seconds."""
