@@ -34,11 +34,11 @@ _ROUNDS = 24  # proofs tried in all
 
 @dataclass(eq=False)
 class Bound:
-    """Proofs in the setting of a generator."""
+    """Proofs in the setting of a generator, whose columns they begin with."""
 
     generator: Generator
+    # By micro-batch size, the seconds of slowest stages at which a proof is likely to fail.
     _doubtful: dict[int, dict[float, None]] = field(default_factory=dict)
-    # by micro-batch size, seconds of a slowest stage at which proofs may fail: looked at first
 
     @cached_property
     def _alone(self) -> dict[int, Pricer]:
