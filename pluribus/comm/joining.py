@@ -152,7 +152,8 @@ def by_library(method: Callable) -> Callable:
         library = self._whole
         if library is None or not self._suits(library, given):
             return method(self, *given, **more)
-        return getattr(library.backend, name)(*[x for x in given if x is not None], **more)
+        work = getattr(library.backend, name)(*[x for x in given if x is not None], **more)
+        return self._begun(work)
 
     start.__name__, start.__doc__ = method.__name__, method.__doc__
     return start

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from pluribus.comm.devices.base import Library
 from pluribus.comm.devices.copies import Staging
 from pluribus.comm.engine import Engine
 from pluribus.comm.errors import CollectiveError, PeerDied
+from pluribus.comm.facade import Facade
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
 from pluribus.comm.options import Options
@@ -30,7 +32,7 @@ _CALLBACK_THREADS = 16  # callbacks may wait for collectives whose callbacks wai
 Tensors = Sequence[torch.Tensor]
 
 
-class Member(dist.ProcessGroup):
+class Member(Facade):
     """A rank of a group on unlike chips; `group.Group` adds the collectives.
 
     Args:
@@ -49,14 +51,10 @@ class Member(dist.ProcessGroup):
         ranks: tuple[int, ...],
         options: Options,
     ) -> None:
-        super().__init__(rank, size)
-        self._store = store
-        self._rank = rank
-        self._size = size
+        super().__init__(store, rank, size)
         self._timeout = timeout
         self._ranks = ranks or tuple(range(size))
         self.options = options
-        self._group_name = self._group_desc = ""
         self._address = options.address or meeting.own_address(store)
         self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
         self._engine = Engine(self._name)
@@ -127,37 +125,16 @@ class Member(dist.ProcessGroup):
         """The way of a tensor's chip to the engine; None where it needs none."""
         return self._chips.staging(tensor)
 
-    # Who we are.
-
-    def rank(self) -> int:
-        return self._rank
-
-    def size(self) -> int:
-        return self._size
-
-    def name(self) -> str:
-        return "pluribus"
-
-    getRank, getSize, getBackendName = rank, size, name  # noqa: N815
-
-    def getGroupName(self) -> str:  # noqa: N802
-        return self._group_name
-
-    def setGroupName(self, name: str) -> None:  # noqa: N802
-        self._group_name = name
-
-    def getGroupDesc(self) -> str:  # noqa: N802
-        return self._group_desc
-
-    def setGroupDesc(self, desc: str) -> None:  # noqa: N802
-        self._group_desc = desc
-
-    _set_group_name, _set_group_desc = setGroupName, setGroupDesc
-    group_name = property(getGroupName)
-    group_desc = property(getGroupDesc)
-
     def set_timeout(self, timeout: Any) -> None:
         self._timeout = self._collectives.timeout = timeout.total_seconds()
+
+    def _part(
+        self, ranks: list[int], store: dist.Store, timeout: timedelta | None, opts: Any
+    ) -> Member:
+        limit = self._timeout if timeout is None else timeout.total_seconds()
+        options = opts if isinstance(opts, Options) else self.options
+        names = tuple(self._ranks[rank] for rank in ranks)
+        return type(self)(store, ranks.index(self._rank), len(ranks), limit, names, options)
 
     # Ends and beginnings.
 
@@ -214,9 +191,9 @@ class Member(dist.ProcessGroup):
         caller wants them if ``write``."""
         back = flat.back if flat is not None and write else None
         if flat is None or flat.staging is None or back is None:
-            work = Work(result, self._callbacks, back)
+            work = self._begun(Work(result, self._callbacks, back))
             return work, work.end
-        work = Work(result, self._callbacks)
+        work = self._begun(Work(result, self._callbacks))
         return work, flat.staging.behind(back, work.end)
 
     def _suits(self, library: Library, given: Sequence[Any]) -> bool:
