@@ -26,6 +26,7 @@ from functools import partial
 from pluribus.comm import errors
 from pluribus.comm.errors import CollectiveError
 from pluribus.comm.farewell import Farewells
+from pluribus.comm.forks import keep_from_children
 from pluribus.comm.health import Health, reason, stall_deadline
 from pluribus.comm.job import Task
 from pluribus.comm.lanes import Lanes
@@ -70,6 +71,7 @@ class Engine:
         self._failure: Exception | None = CollectiveError("the group is not connected yet")
         self._thread = threading.Thread(target=self._run, name="pluribus-comm", daemon=True)
         self._thread.start()
+        keep_from_children(self)
         atexit.register(self.close)  # or peers would take a process that ends for one that died
 
     def _adopt(self, mesh: Mesh) -> None:
@@ -92,6 +94,11 @@ class Engine:
             for peer in mesh.control
             for number, path in enumerate(mesh.numbered(peer))
         }
+
+    def descriptors(self) -> list[int]:
+        """Of all connections."""
+        own = [self._wake_read.fileno(), self._wake_write.fileno()]
+        return own + [path.fileno() for path in self._mesh.paths()]
 
     # What other threads call.
 
@@ -185,10 +192,14 @@ class Engine:
 
     def abort(self, why: str) -> None:
         """Ends everything pending here and at the peers; returns when that is done here."""
+        self.fail(errors.Aborted(why))
+
+    def fail(self, error: CollectiveError) -> None:
+        """The same, for this reason."""
         ended = threading.Event()
 
         def act() -> None:
-            self._fail(errors.Aborted(why))
+            self._fail(error)
             ended.set()
 
         self.call(act)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pluribus.comm.engine import Engine
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.meeting import Place
 from pluribus.comm.options import Options
+from pluribus.comm.pulse import Pulse, Watched
 from pluribus.comm.tuner import Tuner
 
 
@@ -33,6 +35,7 @@ class Joined(NamedTuple):
         topology: digest of who is where.
         whole: the vendor's library, if all ranks are one island of its chips.
         unknown: whether it spans hosts between which nothing was measured yet.
+        pulses: `Pulse.where` of every rank.
     """
 
     collectives: Collectives
@@ -40,6 +43,7 @@ class Joined(NamedTuple):
     topology: str
     whole: Library | None
     unknown: bool
+    pulses: tuple[str, ...]
 
 
 class Chips:
@@ -82,27 +86,37 @@ def join(
     timeout: float,
     engine: Engine,
     chips: Chips,
+    pulse: Pulse,
+    pulses: Sequence[str] = (),
 ) -> Joined:
     """Connects; every member calls it.
 
     Args:
         store: keys of this group and epoch only.
+        pulse: this process's own.
+        pulses: of every rank, where they have met before.
 
     Raises:
-        PeerGone: a peer did not come in time.
+        PeerGone: a peer died meanwhile, or did not come in time.
     """
     own = chips.own()
     library, chip = (own.library_name, own.identity) if own else ("", "")
-    mesh, places = meeting.meet(
-        store, rank, size, epoch, options, address, timeout, library, chip
-    )  # fmt: skip
-    engine.connect(mesh)
-    layout = Layout.of([place.island for place in places])
-    topology = tuner.digest(layout, [place.host for place in places])
-    if rank == 0:  # all must choose alike, so one rank's links are everybody's
-        known = tuner.load(tuner.cache_folder(), topology)
-        store.set("links", json.dumps(known or {}))
-    said = json.loads(store.get("links"))
+    pulse.forget()
+    watched = Watched(store, timeout)
+    with contextlib.closing(watched):
+        for peer, where in enumerate(pulses):
+            if peer != rank:
+                watched.watch(peer, where)
+        mesh, places = meeting.meet(
+            watched, rank, size, epoch, options, address, timeout, pulse.where, library, chip
+        )  # fmt: skip
+        engine.connect(mesh)
+        layout = Layout.of([place.island for place in places])
+        topology = tuner.digest(layout, [place.host for place in places])
+        if rank == 0:  # all must choose alike, so one rank's links are everybody's
+            known = tuner.load(tuner.cache_folder(), topology)
+            watched.set("links", json.dumps(known or {}))
+        said = json.loads(watched.get("links"))
     links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
     engine.expect(options.stall_seconds or stall_deadline(links if said else None))
     layout = replace(layout, rates=tuner.rates_from_json(said, size))
@@ -129,7 +143,8 @@ def join(
             whole = before
         elif before is not None and after is not None:
             made.island = Island(chips.staging_of(own), before, after, members, rank)
-    return Joined(made, layout, topology, whole, several_hosts and not said)
+    pulses = tuple(place.pulse for place in places)
+    return Joined(made, layout, topology, whole, several_hosts and not said, pulses)
 
 
 def _has_library(places: Sequence[Place]) -> bool:

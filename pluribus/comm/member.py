@@ -24,6 +24,7 @@ from pluribus.comm.facade import Facade
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
 from pluribus.comm.options import Options
+from pluribus.comm.pulse import Pulse
 from pluribus.comm.transports.base import TransportError
 from pluribus.comm.tuner import Tuner
 from pluribus.comm.work import Together, Work
@@ -56,6 +57,8 @@ class Member(Facade):
         self._ranks = ranks or tuple(range(size))
         self.options = options
         self._address = options.address or meeting.own_address(store)
+        self._pulse = Pulse(self._address)
+        self._pulses: tuple[str, ...] = ()
         self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
         self._engine = Engine(self._name)
         self._chips = Chips(options, self._engine)
@@ -69,11 +72,17 @@ class Member(Facade):
         try:
             joined = join(
                 store, self._rank, self._size, epoch, self.options, self._address, self._timeout,
-                self._engine, self._chips,
+                self._engine, self._chips, self._pulse, self._pulses,
             )  # fmt: skip
         except TransportError as error:
-            raise PeerDied(f"{self._name(error.peer)}: {error}", [error.peer]) from error
-        self._collectives, self.layout, self._topology, self._whole, unknown = joined
+            died = PeerDied(f"{self._name(error.peer)}: {error}", [error.peer])
+            self._engine.fail(died)
+            raise died from error
+        except CollectiveError as error:
+            self._engine.fail(error)
+            raise
+        self._collectives, self.layout, self._topology, self._whole, unknown, pulses = joined
+        self._pulses = pulses
         self._collectives.learned = self._keep
         if unknown and self.options.probe:
             self.probe()
@@ -146,6 +155,7 @@ class Member(Facade):
     def shutdown(self) -> None:
         """Leaves the group; peers that need nothing more of this rank go on."""
         self._engine.close()
+        self._pulse.close()
         self._chips.close()
         self._callbacks.shutdown(wait=False)
 
@@ -165,11 +175,16 @@ class Member(Facade):
         Args:
             members: ranks of the group as it is now.
             epoch: higher than any before.
+
+        Raises:
+            PeerDied: a member died before all had met; its rank is of the new count, from which
+                the next call goes on.
         """
         members = list(members)
         if self._rank not in members:
             raise CollectiveError(f"{self._name(self._rank)} is none of the members {members}")
         self._ranks = tuple(self._ranks[member] for member in members)
+        self._pulses = tuple(self._pulses[member] for member in members)
         self._rank, self._size = members.index(self._rank), len(members)
         self._end_library()
         self._connect(epoch)

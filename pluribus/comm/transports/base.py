@@ -275,6 +275,7 @@ class Meeting:
         address: IP address to listen on and to give to peers.
         token: every connection must open with it; made by the group's first rank.
         timeout: seconds after which a peer that does not come is a `PeerGone`.
+        check: raises `PeerGone` if a peer has died meanwhile; called now and then.
     """
 
     store: Store
@@ -284,6 +285,7 @@ class Meeting:
     address: str
     token: bytes
     timeout: float
+    check: Callable[[], None] = lambda: None
 
 
 class Transport(ABC):

@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from pluribus.comm.options import Options
+from pluribus.comm.transports import connections
 from pluribus.comm.transports.base import (
     DATA,
     CorruptFrame,
@@ -134,6 +135,21 @@ def test_nobody_comes_in_without_the_token() -> None:
             path.peek()
         path.close()
     assert "did not connect" in str(caught[0])
+
+
+def test_callers_that_say_nothing_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_HELLO_SECONDS", 600.0)
+    store, made = dist.HashStore(), {}
+    thread = threading.Thread(target=lambda: made.update(Tcp().connect(meeting(store, 0))))
+    thread.start()
+    host, port = store.get("0").decode().split()
+    silent = [socket.create_connection((host, int(port))) for _ in range(5)]
+    silent[0].sendall(b"h")
+    (path,) = Tcp().connect(meeting(store, 1))[0]
+    thread.join(30.0)
+    assert list(made) == [1]
+    for one in (path, made[1][0], *silent):
+        one.close()
 
 
 def test_options_come_from_the_environment() -> None:
