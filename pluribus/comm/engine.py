@@ -97,8 +97,7 @@ class Engine:
 
     def descriptors(self) -> list[int]:
         """Of all connections."""
-        own = [self._wake_read.fileno(), self._wake_write.fileno()]
-        return own + [path.fileno() for path in self._mesh.paths()]
+        return [path.fileno() for path in self._mesh.paths()]
 
     # What other threads call.
 
@@ -190,12 +189,8 @@ class Engine:
 
         self.call(act)
 
-    def abort(self, why: str) -> None:
-        """Ends everything pending here and at the peers; returns when that is done here."""
-        self.fail(errors.Aborted(why))
-
     def fail(self, error: CollectiveError) -> None:
-        """The same, for this reason."""
+        """Ends everything pending here and at the peers; returns when that is done here."""
         ended = threading.Event()
 
         def act() -> None:

@@ -19,7 +19,7 @@ from pluribus.comm.costs import Links
 from pluribus.comm.devices.base import Library
 from pluribus.comm.devices.copies import Staging
 from pluribus.comm.engine import Engine
-from pluribus.comm.errors import CollectiveError, PeerDied
+from pluribus.comm.errors import Aborted, CollectiveError, PeerDied
 from pluribus.comm.facade import Facade
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
@@ -149,7 +149,7 @@ class Member(Facade):
 
     def abort(self) -> None:
         """Ends every pending operation, here and on all peers, with `Aborted`."""
-        self._engine.abort(f"{self._name(self._rank)} aborted the group")
+        self._engine.fail(Aborted(f"{self._name(self._rank)} aborted the group"))
         self._end_library()
 
     def shutdown(self) -> None:
