@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from pluribus.comm.algorithms import flat, relay
 from pluribus.comm.algorithms.islands import Coding
@@ -16,6 +15,7 @@ from pluribus.comm.algorithms.registry import ALGORITHMS, compare_digests, progr
 from pluribus.comm.codecs.base import Codec
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.codecs.residuals import Residuals
+from pluribus.comm.codecs.slots import Slots
 from pluribus.comm.devices.copies import Copies, Staging
 from pluribus.comm.devices.island import Island
 from pluribus.comm.devices.staged import staged
@@ -99,8 +99,7 @@ class Collectives:
         )
         self._programs: dict[_Plan, Program] = {}
         self._scratch = Scratch()
-        self._slots: dict[tuple, tuple[str, StorageWeakRef]] = {}
-        self._numbers: dict[str, int] = {}
+        self._slots = Slots(self.residuals)
 
     def change(self, layout: Layout, tuner: Tuner) -> None:
         """Goes by other figures of the same ranks and islands; all ranks do at the same operation.
@@ -111,9 +110,7 @@ class Collectives:
         if layout != self._layout:
             self._layout = layout
             self._programs.clear()
-            self._slots.clear()
-            self._numbers.clear()
-            self.residuals.forget()
+            self._slots.forget()
 
     def run(
         self,
@@ -171,7 +168,8 @@ class Collectives:
         steps = self._program(plan)
         residual = None
         if codec is not None and codec.feeds_back and key is not None:
-            residual = self.residuals.of(self._slot(operation, key, elements), steps.residuals)
+            name = self._slots.name(operation, key, elements)
+            residual = self.residuals.of(name, steps.residuals)
         if not by_library:
             copies = staging.copies() if staging is not None else None
             if codec is None and staging is None and not self.forced:
@@ -315,24 +313,6 @@ class Collectives:
         if codec is None or not dtype.is_floating_point:
             return None
         return None if codec.exact and dtype is not torch.float32 else codec
-
-    def _slot(self, operation: str, tensor: torch.Tensor, elements: int) -> str:
-        """Name of a tensor's residual: the how manieth of its operation it is.
-
-        Goes by the memory, and only while that lives: another tensor that is later made in the
-        same place must not get what this one is owed.
-        """
-        for key, (name, memory) in list(self._slots.items()):
-            if memory.expired():
-                del self._slots[key]
-                self.residuals.drop(name)
-        memory = StorageWeakRef(tensor.untyped_storage())
-        key = (operation, memory.cdata, tensor.storage_offset(), elements)
-        if key not in self._slots:
-            number = self._numbers.get(operation, 0)
-            self._numbers[operation] = number + 1
-            self._slots[key] = (f"{operation}/{number}", memory)
-        return self._slots[key][0]
 
     def _submit(
         self,
