@@ -8,6 +8,7 @@ from itertools import product
 from pluribus.model.layer import Layer
 from pluribus.model.model import Model
 from pluribus.model.operator import Operator
+from pluribus.model.share import Share
 
 Shaped = tuple[str, tuple[int, ...]]  # operator, shape: as in `spec.operator_table.SHAPES`
 
@@ -38,9 +39,8 @@ def job_shapes(
     found: dict[Shaped, None] = {}
     for tp, size in product(filter(model.supports_tp, tp_degrees), micro_batches):
         for layer in first.values():
-            for operator in layer.operators(
-                size, sequence_length, tp=tp, bytes_per_element=element
-            ):
+            share = Share(size, sequence_length, tp, bytes_per_element=element)
+            for operator in layer.operators(share):
                 found.update(dict.fromkeys(_shapes(operator, size)))
     return tuple(found)
 
@@ -52,7 +52,7 @@ def decode_shapes(
     found: dict[Shaped, None] = {}
     for tp, size in product(filter(model.supports_tp, tp_degrees), batches):
         for layer in {layer.signature: layer for layer in model.layers}.values():
-            for operator in layer.operators(size, 1, tp=tp):
+            for operator in layer.operators(Share(size, 1, tp)):
                 for kind, shape in _shapes(operator, size):
                     if kind == "attention":
                         batch, heads, kv_heads, width, _ = shape

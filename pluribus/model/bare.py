@@ -46,46 +46,19 @@ class BareLayer(Layer):
     def parameters_per_rank(self, tp: int = 1, ep: int = 1) -> int:
         return -(-self.size // tp)
 
-    def operators(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        ep: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-    ) -> tuple[Operator, ...]:
-        share = Share(
-            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
-        )
+    def operators(self, share: Share) -> tuple[Operator, ...]:
         h = self.hidden_size
         if self.layer_kind == "embedding":
-            return (elementwise("lookup", 2 * share.tokens * h, bytes_per_element),)
-        columns = max(1, round(self.size / h / tp))
-        return (gemm("matrices", round(share.tokens), columns, h, bytes_per_element),)
+            return (elementwise("lookup", 2 * share.tokens * h, share.bytes_per_element),)
+        columns = max(1, round(self.size / h / share.tp))
+        return (gemm("matrices", round(share.tokens), columns, h, share.bytes_per_element),)
 
-    def activation_bytes(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-        recompute: Recompute = "none",
-    ) -> float:
-        share = Share(
-            micro_batch, sequence_length, tp, cp,
-            bytes_per_element=bytes_per_element, sequence_parallel=sequence_parallel,
-        )  # fmt: skip
-        hidden = share.shard_tokens * self.hidden_size * bytes_per_element
+    def activation_bytes(self, share: Share, recompute: Recompute = "none") -> float:
+        hidden = share.shard_tokens * self.hidden_size * share.bytes_per_element
         if self.layer_kind == "embedding":
             return 0.0
         if self.layer_kind == "head":
-            return hidden + share.tokens * self.vocab_size / tp * 2 * _LOGIT_BYTES
+            return hidden + share.tokens * self.vocab_size / share.tp * 2 * _LOGIT_BYTES
         return hidden if recompute == "full" else _KEPT_PER_COLUMN * hidden
 
     def supports_tp(self, tp: int) -> bool:

@@ -51,46 +51,19 @@ class Block(Layer):
     def parameters_per_rank(self, tp: int = 1, ep: int = 1) -> int:
         return self._outside_feed_forward(tp) + self.feed_forward.parameters_per_rank(tp, ep)
 
-    def operators(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        ep: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-    ) -> tuple[Operator, ...]:
-        share = Share(
-            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
-        )
+    def operators(self, share: Share) -> tuple[Operator, ...]:
         hidden = share.shard_tokens * self.hidden_size
         return (
-            elementwise("attention_norm", 2 * hidden, bytes_per_element),
+            elementwise("attention_norm", 2 * hidden, share.bytes_per_element),
             *self.attention.operators(share),
-            elementwise("attention_residual", 3 * hidden, bytes_per_element),
-            elementwise("feed_forward_norm", 2 * hidden, bytes_per_element),
+            elementwise("attention_residual", 3 * hidden, share.bytes_per_element),
+            elementwise("feed_forward_norm", 2 * hidden, share.bytes_per_element),
             *self.feed_forward.operators(share),
-            elementwise("feed_forward_residual", 3 * hidden, bytes_per_element),
+            elementwise("feed_forward_residual", 3 * hidden, share.bytes_per_element),
         )
 
-    def activation_bytes(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-        recompute: Recompute = "none",
-    ) -> float:
-        share = Share(
-            micro_batch, sequence_length, tp, cp,
-            bytes_per_element=bytes_per_element, sequence_parallel=sequence_parallel,
-        )  # fmt: skip
-        hidden = share.shard_tokens * self.hidden_size * bytes_per_element
+    def activation_bytes(self, share: Share, recompute: Recompute = "none") -> float:
+        hidden = share.shard_tokens * self.hidden_size * share.bytes_per_element
         if recompute == "full":
             return hidden
         norm_inputs = 1 if self.parallel_residual else 2

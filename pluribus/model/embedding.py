@@ -60,53 +60,26 @@ class Embedding(Layer):
         norm = norm_parameters(self.norm, self.hidden_size)
         return table + projection + self.positions * self.hidden_size + norm
 
-    def operators(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        ep: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-    ) -> tuple[Operator, ...]:
-        share = Share(
-            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
-        )
+    def operators(self, share: Share) -> tuple[Operator, ...]:
         tokens, h = share.shard_tokens, self.hidden_size
         # Each rank reads the rows it owns and writes a partial sum for every token.
-        moved = share.tokens * self.width * (1 / tp + 1) * bytes_per_element
+        moved = share.tokens * self.width * (1 / share.tp + 1) * share.bytes_per_element
         steps = [Operator("embed_tokens", "lookup", 0.0, moved + share.tokens * _TOKEN_ID_BYTES)]
         if self.width != h:
-            steps.append(gemm("project_in", tokens, h, self.width, bytes_per_element))
+            steps.append(gemm("project_in", tokens, h, self.width, share.bytes_per_element))
         if self.positions:
-            steps.append(elementwise("add_positions", 3 * tokens * h, bytes_per_element))
+            steps.append(elementwise("add_positions", 3 * tokens * h, share.bytes_per_element))
         if self.norm:
-            steps.append(elementwise("norm", 2 * tokens * h, bytes_per_element))
+            steps.append(elementwise("norm", 2 * tokens * h, share.bytes_per_element))
         return tuple(steps)
 
-    def activation_bytes(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-        recompute: Recompute = "none",
-    ) -> float:
-        share = Share(
-            micro_batch, sequence_length, tp, cp,
-            bytes_per_element=bytes_per_element, sequence_parallel=sequence_parallel,
-        )  # fmt: skip
+    def activation_bytes(self, share: Share, recompute: Recompute = "none") -> float:
         ids = share.tokens * _TOKEN_ID_BYTES
         if recompute == "full":
             return ids
         kept = self.width if self.width != self.hidden_size else 0
         kept += self.hidden_size if self.norm else 0
-        return ids + share.shard_tokens * kept * bytes_per_element
+        return ids + share.shard_tokens * kept * share.bytes_per_element
 
     def supports_tp(self, tp: int) -> bool:
         return 1 <= tp <= self.vocab_size

@@ -63,59 +63,34 @@ class Head(Layer):
         matrix = 0 if self.tied else math.ceil(self.vocab_size / tp) * self.width
         return norm_parameters(self.norm, self.hidden_size) + projection + matrix
 
-    def operators(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        ep: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-    ) -> tuple[Operator, ...]:
-        share = Share(
-            micro_batch, sequence_length, tp, cp, ep, bytes_per_element, sequence_parallel
-        )
-        tokens, columns = share.tokens, math.ceil(self.vocab_size / tp)
+    def operators(self, share: Share) -> tuple[Operator, ...]:
+        tokens, columns = share.tokens, math.ceil(self.vocab_size / share.tp)
         steps = []
         if self.norm:
             moved = 2 * share.shard_tokens * self.hidden_size
-            steps.append(elementwise("norm", moved, bytes_per_element))
+            steps.append(elementwise("norm", moved, share.bytes_per_element))
         if self.width != self.hidden_size:
             rows = share.shard_tokens
-            steps.append(gemm("project_out", rows, self.width, self.hidden_size, bytes_per_element))
-        steps.append(gemm("lm_head", tokens, columns, self.width, bytes_per_element))
+            steps.append(
+                gemm("project_out", rows, self.width, self.hidden_size, share.bytes_per_element)
+            )
+        steps.append(gemm("lm_head", tokens, columns, self.width, share.bytes_per_element))
         # Logits are read once, softmax probabilities written and read once in fp32.
-        loss_bytes = bytes_per_element + 2 * _LOGIT_BYTES
+        loss_bytes = share.bytes_per_element + 2 * _LOGIT_BYTES
         steps.append(elementwise("cross_entropy", tokens * columns, loss_bytes))
         return tuple(steps)
 
-    def activation_bytes(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-        recompute: Recompute = "none",
-    ) -> float:
+    def activation_bytes(self, share: Share, recompute: Recompute = "none") -> float:
         """As `Layer.activation_bytes`: hidden inputs, fp32 logits, and their gradient.
 
         Korthikanti et al. 2022, section 4.3, count the fp32 logits; the softmax gradient of
         equal size is alive with them at the start of the backward. The head's backward follows
         its forward at once, so recomputation saves nothing and ``recompute`` changes nothing.
         """
-        share = Share(
-            micro_batch, sequence_length, tp, cp,
-            bytes_per_element=bytes_per_element, sequence_parallel=sequence_parallel,
-        )  # fmt: skip
         kept = self.hidden_size if self.norm else 0
         kept += self.hidden_size if self.width != self.hidden_size else 0
-        hidden = share.shard_tokens * (kept + self.width) * bytes_per_element
-        return hidden + share.tokens * math.ceil(self.vocab_size / tp) * 2 * _LOGIT_BYTES
+        hidden = share.shard_tokens * (kept + self.width) * share.bytes_per_element
+        return hidden + share.tokens * math.ceil(self.vocab_size / share.tp) * 2 * _LOGIT_BYTES
 
     def supports_tp(self, tp: int) -> bool:
         return 1 <= tp <= self.vocab_size

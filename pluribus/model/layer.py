@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pluribus.model.operator import Operator
+from pluribus.model.share import Share
 
 LayerKind = Literal["embedding", "dense", "moe", "head"]
 Recompute = Literal["none", "selective", "full"]
@@ -70,42 +71,16 @@ class Layer(ABC):
         """
 
     @abstractmethod
-    def operators(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        ep: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-    ) -> tuple[Operator, ...]:
+    def operators(self, share: Share) -> tuple[Operator, ...]:
         """One rank's forward of one micro-batch, in order.
 
         Args:
-            micro_batch: sequences.
-            sequence_length: tokens per sequence, before division by cp.
-            tp: tensor-parallel ranks; must satisfy `supports_tp`.
-            cp: context-parallel ranks; causal work is balanced over them.
-            ep: expert-parallel ranks; must satisfy `supports_ep`.
-            sequence_parallel: whether tokens between tp regions are divided by tp; if not, every
-                rank does the norms and residuals of all of them.
-            bytes_per_element: width of activations and weights in compute.
+            share: its degrees must satisfy `supports_tp` and `supports_ep`; causal work is
+                balanced over context-parallel ranks.
         """
 
     @abstractmethod
-    def activation_bytes(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-        recompute: Recompute = "none",
-    ) -> float:
+    def activation_bytes(self, share: Share, recompute: Recompute = "none") -> float:
         """Bytes one rank keeps from forward to backward of one micro-batch.
 
         The tensors that autograd saves, counted as Korthikanti et al. 2022 (arXiv:2205.05198,
@@ -115,12 +90,6 @@ class Layer(ABC):
         their input; the statistics of norms and softmax (under 1 %) are left out.
 
         Args:
-            micro_batch: sequences.
-            sequence_length: tokens per sequence, before division by cp.
-            tp: tensor-parallel ranks.
-            cp: context-parallel ranks.
-            sequence_parallel: whether tokens between tp regions are divided by tp (eq. 4).
-            bytes_per_element: width of activations.
             recompute: ``none`` keeps all; ``selective`` keeps the outputs of matrix products and
                 of attention and recomputes norms and activation functions (the scores, which
                 Korthikanti recomputes, a flash kernel never keeps); ``full`` keeps the input.
@@ -134,27 +103,22 @@ class Layer(ABC):
         """Whether the layer's experts divide over ``ep`` ranks; layers without any always do."""
         return ep >= 1
 
-    def forward_flops(
-        self, micro_batch: int, sequence_length: int, *, tp: int = 1, cp: int = 1, ep: int = 1
-    ) -> float:
+    def forward_flops(self, share: Share) -> float:
         """FLOPs of one rank's forward of one micro-batch: the sum over `operators`.
 
         Causal attention counts half of the square (see the class notes).
         """
-        operators = self.operators(micro_batch, sequence_length, tp=tp, cp=cp, ep=ep)
-        return sum(operator.flops for operator in operators)
+        return sum(operator.flops for operator in self.operators(share))
 
-    def backward_flops(
-        self, micro_batch: int, sequence_length: int, *, tp: int = 1, cp: int = 1, ep: int = 1
-    ) -> float:
+    def backward_flops(self, share: Share) -> float:
         """FLOPs of the backward, twice the forward: gradients of inputs and of weights.
 
         Recomputed operators, and the scores a flash kernel recomputes, are not included.
         """
-        return 2 * self.forward_flops(micro_batch, sequence_length, tp=tp, cp=cp, ep=ep)
+        return 2 * self.forward_flops(share)
 
-    def output_bytes(
-        self, micro_batch: int, sequence_length: int, bytes_per_element: float = 2
-    ) -> float:
-        """Bytes of the hidden state passed to the next layer: (batch, sequence, hidden)."""
-        return micro_batch * sequence_length * self.hidden_size * bytes_per_element
+    def output_bytes(self, share: Share) -> float:
+        """Bytes of the hidden state passed to the next layer, divided by cp only:
+        (batch, sequence, hidden)."""
+        tokens = share.micro_batch * share.sequence_length / share.cp
+        return tokens * self.hidden_size * share.bytes_per_element

@@ -13,6 +13,7 @@ from pluribus.core.io import digest, read_json
 from pluribus.model.config import Config
 from pluribus.model.families.registry import FAMILIES, family_of
 from pluribus.model.layer import Layer
+from pluribus.model.share import Share
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Model:
 
     def forward_flops_per_token(self, sequence_length: int) -> float:
         """FLOPs of the forward divided by tokens; causal attention counts half of the square."""
-        total = sum(layer.forward_flops(1, sequence_length) for layer in self.layers)
+        share = Share(1, sequence_length)
+        total = sum(layer.forward_flops(share) for layer in self.layers)
         return total / sequence_length
 
     def supports_tp(self, tp: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pluribus.core.units import GIB, format_seconds
+from pluribus.model.share import Share
 from pluribus.predict.memory import stage_memory
 from pluribus.predict.setting import Setting
 from pluribus.spec.plan import Pipeline, Plan, Stage
@@ -26,7 +27,8 @@ def _shares(plan: Plan, setting: Setting) -> list[str]:
     """Each pool's share of the work beside its share of the speed."""
     assert plan.prediction is not None
     layers = range(len(setting.model.layers))
-    weight = [setting.model.layers[i].forward_flops(1, setting.sequence_length) for i in layers]
+    share = Share(1, setting.sequence_length)
+    weight = [setting.model.layers[i].forward_flops(share) for i in layers]
     done: dict[str, float] = {}
     chips: dict[str, int] = {}
     busy: dict[str, float] = {}

@@ -310,7 +310,7 @@ def _weight_gradient_share(layer: Layer, micro_batch: int, sequence_length: int,
     as many for its weight as for its input, attention has no weight (Qi et al. 2023,
     arXiv 2401.10241 table 1)."""
     products = everything = 0.0
-    for operator in layer.operators(micro_batch, sequence_length, tp=tp):
+    for operator in layer.operators(Share(micro_batch, sequence_length, tp)):
         everything += operator.flops
         if operator.kind in ("gemm", "grouped_gemm"):
             products += operator.flops
@@ -338,10 +338,8 @@ def layer_work(
     forward, backward, weights = Work(), Work(), 0.0
     element = max(2, DTYPE_BYTES[precision])
     passes = software.eager_passes if getattr(layer, "norm", None) == "rms" else 1.0
-    for operator in layer.operators(
-        micro_batch, sequence_length, tp=tp, cp=cp, ep=ep,
-        sequence_parallel=software.sequence_parallel, bytes_per_element=element,
-    ):  # fmt: skip
+    share = Share(micro_batch, sequence_length, tp, cp, ep, element, software.sequence_parallel)
+    for operator in layer.operators(share):
         tabled = times and times.work(operator, precision, micro_batch)
         moved = passes * (software.loss_passes if operator.name == "cross_entropy" else 1.0)
         found = tabled or operator_work(operator, chip, precision, software, moved)

@@ -9,6 +9,7 @@ from pluribus.core.units import DTYPE_BYTES
 from pluribus.model.layer import Layer, LayerKind, Recompute
 from pluribus.model.model import Model
 from pluribus.model.operator import Operator
+from pluribus.model.share import Share
 from pluribus.predict.grid import read_grid, read_share
 from pluribus.spec.profile import Grid, Profile
 
@@ -65,51 +66,26 @@ class MeasuredLayer(Layer):
             return self.inner.parameters_per_rank(tp=tp, ep=ep)
         return round(read_share(dict(self.parameter_row), tp))
 
-    def operators(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        ep: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-    ) -> tuple[Operator, ...]:
-        return self.inner.operators(
-            micro_batch, sequence_length, tp=tp, cp=cp, ep=ep,
-            sequence_parallel=sequence_parallel, bytes_per_element=bytes_per_element,
-        )  # fmt: skip
+    def operators(self, share: Share) -> tuple[Operator, ...]:
+        return self.inner.operators(share)
 
-    def activation_bytes(
-        self,
-        micro_batch: int,
-        sequence_length: int,
-        *,
-        tp: int = 1,
-        cp: int = 1,
-        sequence_parallel: bool = True,
-        bytes_per_element: float = 2,
-        recompute: Recompute = "none",
-    ) -> float:
+    def activation_bytes(self, share: Share, recompute: Recompute = "none") -> float:
         """Measured where nothing is recomputed, else as the inner layer says."""
-        inner = self.inner.activation_bytes(
-            micro_batch, sequence_length, tp=tp, cp=cp, sequence_parallel=sequence_parallel,
-            bytes_per_element=bytes_per_element, recompute=recompute,
-        )  # fmt: skip
-        shape = (sequence_length, bytes_per_element)
-        measured = shape == (self.sequence_length, self.bytes_per_element) and cp == 1
+        inner = self.inner.activation_bytes(share, recompute)
+        shape = (share.sequence_length, share.bytes_per_element)
+        measured = shape == (self.sequence_length, self.bytes_per_element) and share.cp == 1
         if not self.kept_grid or not measured:
             return inner
         if recompute != "none" and self.kind in ("dense", "moe"):
             return inner
         grid = {degree: dict(row) for degree, row in self.kept_grid}
-        reading = read_grid(grid, tp, micro_batch)
+        reading = read_grid(grid, share.tp, share.micro_batch)
         if reading:
             return reading.value
         # Bytes kept grow with the micro-batch from nothing.
         row = {degree: next(iter(sizes.items())) for degree, sizes in grid.items()}
-        return micro_batch * read_share({d: kept / size for d, (size, kept) in row.items()}, tp)
+        kept = read_share({d: kept / size for d, (size, kept) in row.items()}, share.tp)
+        return share.micro_batch * kept
 
     def supports_tp(self, tp: int) -> bool:
         return self.inner.supports_tp(tp)

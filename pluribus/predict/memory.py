@@ -171,11 +171,7 @@ def kept_bytes(
     block = layer.kind in ("dense", "moe")
     # Before flash attention, selective recompute drops the scores and keeps the rest.
     scores_only = recompute == "selective" and not software.flash_attention
-    kept = layer.activation_bytes(
-        share.micro_batch, share.sequence_length, tp=share.tp, cp=share.cp,
-        sequence_parallel=share.sequence_parallel, bytes_per_element=share.bytes_per_element,
-        recompute="none" if scores_only else recompute,
-    )  # fmt: skip
+    kept = layer.activation_bytes(share, "none" if scores_only else recompute)
     if isinstance(layer, MeasuredLayer):
         return kept
     tokens = share.micro_batch * share.sequence_length / share.cp

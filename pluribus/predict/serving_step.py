@@ -14,6 +14,7 @@ from pluribus.model.experts import Experts
 from pluribus.model.latent_attention import LatentAttention
 from pluribus.model.model import Model
 from pluribus.model.operator import Operator
+from pluribus.model.share import Share
 from pluribus.predict.algorithms import ALL_REDUCE, SEND, GroupShape
 from pluribus.predict.collectives import collective_seconds
 from pluribus.predict.link_classes import links_of
@@ -130,7 +131,7 @@ class Deployment:
         total = 0.0
         for block, count in self.blocks.values():
             once = self._attend(block, chunk, before, decoding, context)
-            operators = block.operators(1, tokens, tp=self.tp, bytes_per_element=self._element)
+            operators = block.operators(self._share(tokens))
             once += self._fused(operators)
             if isinstance(block.feed_forward, Experts):
                 once += self._experts(block.feed_forward, tokens)
@@ -141,6 +142,9 @@ class Deployment:
     @property
     def _element(self) -> float:
         return DTYPE_BYTES[self.states_in]
+
+    def _share(self, tokens: int) -> Share:
+        return Share(1, tokens, self.tp, bytes_per_element=self._element)
 
     def _fused(self, operators: Sequence[Operator]) -> float:
         """Products and memory traffic of one block as engines run it: projections of one input
@@ -227,7 +231,7 @@ class Deployment:
         rate = self.pool.chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
         seconds = 0.0
         for layer, rows in ((first, tokens), (last, sampled)):
-            for operator in layer.operators(1, rows, tp=self.tp, bytes_per_element=self._element):
+            for operator in layer.operators(self._share(rows)):
                 if operator.kind == "gemm":
                     shape = operator.m, operator.n, operator.k
                     seconds += self.times.price("gemm", self.states_in, *shape)

@@ -59,8 +59,7 @@ def layer_talk(
     Args:
         times: measured collectives of the chip, which replace the formula where they are.
     """
-    hidden = layer.output_bytes(share.micro_batch, share.sequence_length, share.bytes_per_element)
-    hidden /= share.cp
+    hidden = layer.output_bytes(share)
     block = layer.kind in ("dense", "moe")
     tensor = expert = context = NOTHING
     if share.tp > 1:

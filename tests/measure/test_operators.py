@@ -8,6 +8,7 @@ import torch
 from pluribus.measure.operators import OperatorBench
 from pluribus.measure.shapes import decode_shapes, grid_shapes, job_shapes
 from pluribus.measure.tasks import OperatorTask
+from pluribus.model.share import Share
 from pluribus.predict.operator_tables import operator_times
 from pluribus.spec.operator_table import SHAPES, OperatorTable
 from pluribus.spec.profile import Profile
@@ -33,7 +34,7 @@ def test_a_jobs_shapes_are_what_the_predictor_looks_up() -> None:
     for layer in MODEL.layers:
         for size in (1, 3):
             for tp in (1, 2):
-                for operator in layer.operators(size, 128, tp=tp):
+                for operator in layer.operators(Share(size, 128, tp=tp)):
                     if operator.kind in ("gemm", "attention"):
                         forward, *_ = times.work(operator, "bf16", size)
                         assert forward.matmul + forward.attention == pytest.approx(1.0)

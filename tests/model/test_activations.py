@@ -8,6 +8,7 @@ from pluribus.model.attention import GroupedQueryAttention
 from pluribus.model.block import Block
 from pluribus.model.feed_forward import DenseFeedForward
 from pluribus.model.model import Model
+from pluribus.model.share import Share
 
 from .configs import DEEPSEEK_V3, GPT2, LLAMA_3_8B, MIXTRAL_8X7B, PUBLISHED
 
@@ -16,35 +17,37 @@ def test_a_gpt_block_is_korthikanti_without_masks():
     # Eq. 1 has 34 sbh and the scores; two of the 34 are dropout masks. Eq. 2 splits them into
     # 10 + 24/t, eq. 4 divides all by t.
     block, sbh = Model.from_config(GPT2).layers[1], 1024 * 3 * 768
-    assert block.activation_bytes(3, 1024) == 32 * sbh
-    assert block.activation_bytes(3, 1024, tp=4, sequence_parallel=False) == (8 + 24 / 4) * sbh
-    assert block.activation_bytes(3, 1024, tp=4) == 32 * sbh / 4
+    assert block.activation_bytes(Share(3, 1024)) == 32 * sbh
+    assert (
+        block.activation_bytes(Share(3, 1024, tp=4, sequence_parallel=False)) == (8 + 24 / 4) * sbh
+    )
+    assert block.activation_bytes(Share(3, 1024, tp=4)) == 32 * sbh / 4
 
 
 def test_a_llama_block_by_hand():
     block, tokens = Model.from_config(LLAMA_3_8B).layers[1], 2 * 8192
     # Two norms in and out, queries and output, keys and values, four of the FFN.
     elements = 4 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 14336
-    assert block.activation_bytes(2, 8192) == tokens * elements * 2
-    assert block.activation_bytes(2, 8192, cp=4) == tokens * elements * 2 / 4
+    assert block.activation_bytes(Share(2, 8192)) == tokens * elements * 2
+    assert block.activation_bytes(Share(2, 8192, cp=4)) == tokens * elements * 2 / 4
     kept = 2 * 4096 + 2 * 4096 + 2 * 1024 + 2 * 14336
-    assert block.activation_bytes(2, 8192, recompute="selective") == tokens * kept * 2
-    assert block.activation_bytes(2, 8192, recompute="full") == block.output_bytes(2, 8192)
+    assert block.activation_bytes(Share(2, 8192), "selective") == tokens * kept * 2
+    assert block.activation_bytes(Share(2, 8192), "full") == block.output_bytes(Share(2, 8192))
 
 
 def test_the_head_keeps_logits_and_their_gradient_in_fp32():
     head = Model.from_config(LLAMA_3_8B).layers[-1]
     expected = 1024 * (2 * 4096 * 2 + 128256 * 8)
-    assert head.activation_bytes(1, 1024) == expected
-    assert head.activation_bytes(1, 1024, recompute="full") == expected
-    assert head.activation_bytes(1, 1024, tp=8) == expected / 8
+    assert head.activation_bytes(Share(1, 1024)) == expected
+    assert head.activation_bytes(Share(1, 1024), "full") == expected
+    assert head.activation_bytes(Share(1, 1024, tp=8)) == expected / 8
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recomputing_more_keeps_less(name):
     block = Model.from_config(PUBLISHED[name][0]).layers[-2]
     none, selective, full = (
-        block.activation_bytes(1, 2048, recompute=mode) for mode in ("none", "selective", "full")
+        block.activation_bytes(Share(1, 2048), mode) for mode in ("none", "selective", "full")
     )
     assert full < selective < none
 
@@ -57,8 +60,8 @@ def test_experts_keep_their_dispatched_tokens(config):
     routed = experts.top_k * pair * e + experts.num_experts * 4
     shared = 4 * experts.shared.intermediate_size * e if experts.shared else 0
     dense = Block("x", block.hidden_size, block.attention, DenseFeedForward(block.hidden_size, 1))
-    without = dense.activation_bytes(1, 1) - 4 * e
-    assert block.activation_bytes(1, 1) == without + routed + shared
+    without = dense.activation_bytes(Share(1, 1)) - 4 * e
+    assert block.activation_bytes(Share(1, 1)) == without + routed + shared
 
 
 def saved_by_torch(torch, attention: GroupedQueryAttention, mlp: DenseFeedForward, tokens: int):
@@ -104,7 +107,7 @@ def test_torch_keeps_as_much(activation, num_kv_heads):
     attention = GroupedQueryAttention(256, 8, num_kv_heads, 32)
     mlp = DenseFeedForward(256, 640, activation)
     real = saved_by_torch(torch, attention, mlp, tokens=64)
-    counted = Block("x", 256, attention, mlp).activation_bytes(1, 64, bytes_per_element=4)
+    counted = Block("x", 256, attention, mlp).activation_bytes(Share(1, 64, bytes_per_element=4))
     # The statistics of the norms and of the softmax are left out of the formula.
     statistics = 64 * 4 * (2 + 2 + 8)
     assert real == counted + statistics

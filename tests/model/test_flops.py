@@ -28,35 +28,38 @@ def test_llama_2_7b_by_hand():
 
 def test_a_tied_head_still_multiplies():
     head = Model.from_config(LLAMA_32_1B).layers[-1]
-    assert head.forward_flops(2, 100) == 2 * 200 * 2048 * 128256
+    assert head.forward_flops(Share(2, 100)) == 2 * 200 * 2048 * 128256
 
 
 def test_experts_cost_what_they_activate():
     block = Model.from_config(MIXTRAL_8X7B).layers[1]
     attention = 2 * 4096 * 4096 / 2 * 2 * 4096
     expected = 2 * 4096 * (block.active_parameters - 2 * 4096) + attention
-    assert block.forward_flops(1, 4096) == expected
+    assert block.forward_flops(Share(1, 4096)) == expected
 
 
 def test_latent_attention_by_hand():
     block = Model.from_config(DEEPSEEK_V3).layers[1]  # dense
     norms = 2 * 7168 + 1536 + 512
     attention = 4096 * 4096 / 2 * 2 * 128 * (192 + 128)
-    assert block.forward_flops(1, 4096) == 2 * 4096 * (block.parameters - norms) + attention
+    assert block.forward_flops(Share(1, 4096)) == 2 * 4096 * (block.parameters - norms) + attention
 
 
 def test_sharding_divides_the_work():
     model = Model.from_config(LLAMA_3_8B)
     for layer in model.layers:
-        whole = layer.forward_flops(2, 2048)
-        assert layer.forward_flops(2, 2048, tp=4) * 4 == pytest.approx(whole)
-        assert layer.forward_flops(2, 2048, tp=2, cp=4) * 8 == pytest.approx(whole)
-        assert layer.backward_flops(2, 2048) == 2 * whole
+        whole = layer.forward_flops(Share(2, 2048))
+        assert layer.forward_flops(Share(2, 2048, tp=4)) * 4 == pytest.approx(whole)
+        assert layer.forward_flops(Share(2, 2048, tp=2, cp=4)) * 8 == pytest.approx(whole)
+        assert layer.backward_flops(Share(2, 2048)) == 2 * whole
 
 
 def test_key_value_heads_are_repeated_beyond_their_number():
     operators = {
-        tp: {op.name: op for op in Model.from_config(LLAMA_3_8B).layers[1].operators(1, 512, tp=tp)}
+        tp: {
+            op.name: op
+            for op in Model.from_config(LLAMA_3_8B).layers[1].operators(Share(1, 512, tp=tp))
+        }
         for tp in (8, 16)
     }
     assert operators[8]["kv_proj"].n == operators[16]["kv_proj"].n == 128
@@ -66,7 +69,7 @@ def test_key_value_heads_are_repeated_beyond_their_number():
 def test_expert_parallelism_keeps_work_and_reads_fewer_weights():
     block = Model.from_config(MIXTRAL_8X7B).layers[1]
     one, eight = (
-        {op.name: op for op in block.operators(1, 4096, ep=ep)}["experts.gate_up_proj"]
+        {op.name: op for op in block.operators(Share(1, 4096, ep=ep))}["experts.gate_up_proj"]
         for ep in (1, 8)
     )
     assert one.flops == eight.flops
@@ -92,7 +95,9 @@ def test_a_window_bounds_attention():
 
 def test_traffic_of_a_matrix_product():
     block = Model.from_config(LLAMA_2_7B).layers[1]
-    op = next(op for op in block.operators(1, 2048, bytes_per_element=2) if op.name == "down_proj")
+    op = next(
+        op for op in block.operators(Share(1, 2048, bytes_per_element=2)) if op.name == "down_proj"
+    )
     assert (op.m, op.n, op.k) == (2048, 4096, 11008)
     assert op.bytes == 2 * (2048 * 11008 + 11008 * 4096 + 2048 * 4096)
 
@@ -100,10 +105,10 @@ def test_traffic_of_a_matrix_product():
 def test_only_products_and_attention_have_flops():
     for config in (LLAMA_2_7B, DEEPSEEK_V3):
         for layer in Model.from_config(config).layers:
-            for op in layer.operators(1, 256):
+            for op in layer.operators(Share(1, 256)):
                 assert (op.flops > 0) == (op.kind in ("gemm", "grouped_gemm", "attention"))
                 assert op.bytes > 0
 
 
 def test_output_is_the_hidden_state():
-    assert Model.from_config(LLAMA_2_7B).layers[3].output_bytes(2, 100) == 2 * 100 * 4096 * 2
+    assert Model.from_config(LLAMA_2_7B).layers[3].output_bytes(Share(2, 100)) == 2 * 100 * 4096 * 2

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pluribus.model.model import Model
+from pluribus.model.share import Share
 
 from .configs import (
     DEEPSEEK_V3,
@@ -67,8 +68,8 @@ def test_layers_of_equal_signature_cost_the_same():
                 layer.parameters,
                 layer.active_parameters,
                 layer.tied_parameters,
-                layer.operators(2, 1024, ep=1),
-                layer.activation_bytes(2, 1024),
+                layer.operators(Share(2, 1024, ep=1)),
+                layer.activation_bytes(Share(2, 1024)),
             )
             assert seen.setdefault(layer.signature, cost) == cost
 

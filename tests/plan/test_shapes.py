@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pluribus.model.share import Share
 from pluribus.plan.shapes import Candidate, Shape, ShapeFinder, _micro_batches
 from pluribus.plan.table import StageKind, StageTable
 from pluribus.predict.memory import stage_memory
@@ -63,7 +64,7 @@ def test_a_run_that_does_not_fit_costs_infinity() -> None:
     table = StageTable(setting, StageKind("here/a", 1, 1, "none"))
     room = 0.95 * 3 * 2**30 - 2 * 2**30 - 2 * 128 * 1536 * 2
     block = model.layers[1].parameters * 18
-    block += model.layers[1].activation_bytes(1, 128, bytes_per_element=2)
+    block += model.layers[1].activation_bytes(Share(1, 128, bytes_per_element=2))
     most = int(room // block)
     assert most in range(1, 6)  # or the test says nothing
     seconds = table.feasible(1)

@@ -9,6 +9,7 @@ import pytest
 from pluribus.core.errors import ConfigError
 from pluribus.core.units import GIB
 from pluribus.model.model import Model
+from pluribus.model.share import Share
 from pluribus.plan.search import Search
 from pluribus.predict.compute import layer_time
 from pluribus.predict.measured_layer import MeasuredLayer
@@ -98,11 +99,14 @@ def test_sizes_are_as_measured_and_may_differ_by_chip() -> None:
 def test_recompute_and_other_lengths_keep_the_formula() -> None:
     block = SETTING.model.layers[1]
     assert isinstance(block, MeasuredLayer)
-    for changes in ({"recompute": "full"}, {"cp": 2}, {"bytes_per_element": 2}):
-        given = {"bytes_per_element": 4, **changes}
-        expected = MODEL.layers[1].activation_bytes(1, SEQUENCE, **given)
-        assert block.activation_bytes(1, SEQUENCE, **given) == expected
-    assert block.activation_bytes(1, SEQUENCE, bytes_per_element=4) == 5000
+    for share, recompute in (
+        (Share(1, SEQUENCE, bytes_per_element=4), "full"),
+        (Share(1, SEQUENCE, cp=2, bytes_per_element=4), "none"),
+        (Share(1, SEQUENCE, bytes_per_element=2), "none"),
+    ):
+        expected = MODEL.layers[1].activation_bytes(share, recompute)
+        assert block.activation_bytes(share, recompute) == expected
+    assert block.activation_bytes(Share(1, SEQUENCE, bytes_per_element=4)) == 5000
 
 
 def test_a_head_with_a_matrix_of_its_own_is_not_tied() -> None:

@@ -15,6 +15,7 @@ from pluribus.core.schema import from_table
 from pluribus.hardware.catalogue import find_chip
 from pluribus.hardware.cluster import Cluster
 from pluribus.model.model import Model
+from pluribus.model.share import Share
 from pluribus.predict.collectives import group_all_reduce_seconds
 from pluribus.predict.compute import layer_time, layer_work
 from pluribus.predict.gemm import gemm_constants
@@ -116,11 +117,11 @@ def test_products_of_a_layer_come_from_the_table_forward_and_backward() -> None:
     rows = {}
     model = make_model(blocks=1)
     block = model.layers[1]
-    for operator in block.operators(1, SEQUENCE):
+    for operator in block.operators(Share(1, SEQUENCE)):
         if operator.kind == "gemm":
             m, n, k = operator.m, operator.n * operator.count, operator.k
             rows |= {(m, n, k): 1.0, (m, k, n): 2.0, (k, n, m): 4.0}
-    products = sum(o.kind == "gemm" for o in block.operators(1, SEQUENCE))
+    products = sum(o.kind == "gemm" for o in block.operators(Share(1, SEQUENCE)))
     table = OperatorTable.of_rows(A100.key, "gemm", "bf16", rows.items(), source="a test")
     times = operator_times(Profile(cluster_digest="", operators=(table,)), A100)
     forward, backward, weight = layer_work(block, A100, (1, SEQUENCE), "bf16", times=times)
@@ -151,7 +152,7 @@ def test_tables_of_another_chip_or_type_change_nothing() -> None:
 def test_sums_come_from_the_table_of_the_chip() -> None:
     model = Model.from_config({**make_model().config, "hidden_size": 64})
     block, pool = model.layers[1], make_pool("a", make_chip("c"), chips_per_node=2)
-    num_bytes = round(block.output_bytes(1, SEQUENCE, 2))
+    num_bytes = round(block.output_bytes(Share(1, SEQUENCE)))
     rows = [((2, num_bytes), 0.5), ((2, 2 * num_bytes), 0.7)]
     table = OperatorTable.of_rows("c", "all_reduce", "", rows, source="a test")
     profile = Profile(cluster_digest="", operators=(table,))

@@ -8,6 +8,7 @@ import pytest
 
 from pluribus.core.units import GIB
 from pluribus.hardware.link import LinkSpec
+from pluribus.model.share import Share
 from pluribus.predict.collectives import (
     group_all_reduce_seconds,
     message_seconds,
@@ -119,7 +120,7 @@ def accumulate(parameters: int) -> float:
 def test_an_operator_takes_the_longer_of_arithmetic_and_memory() -> None:
     head = MODEL.layers[-1]
     expected = 0.0
-    for operator in head.operators(2, SEQUENCE, bytes_per_element=2):
+    for operator in head.operators(Share(2, SEQUENCE, bytes_per_element=2)):
         expected += max(operator.flops / 10e12, operator.bytes / 100e9) + LAUNCH_SECONDS
     time = layer_time(head, POOL, 2, SEQUENCE, 1, "bf16", None)
     assert time.forward == pytest.approx(expected)
@@ -133,7 +134,7 @@ def test_tensor_parallel_sums_are_paid_in_both_directions() -> None:
     time = layer_time(block, pool, 1, SEQUENCE, 2, "bf16", None)
     operators = sum(
         max(o.flops / 10e12, o.bytes / 100e9) + LAUNCH_SECONDS
-        for o in block.operators(1, SEQUENCE, tp=2, bytes_per_element=2)
+        for o in block.operators(Share(1, SEQUENCE, tp=2, bytes_per_element=2))
     )
     sums = 2 * ring_all_reduce_seconds(SEQUENCE * 64 * 2, 2, 5e-6, INTRA)
     assert time.forward == pytest.approx(operators + sums)
@@ -234,8 +235,8 @@ def test_activations_count_every_micro_batch_in_flight() -> None:
         ("here/a/0/0", 0, 1), ("here/a/1/0", 1, 3), ("here/a/2/0", 3, 4),
         micro_batches=8, micro_batch_size=2,
     )  # fmt: skip
-    block = MODEL.layers[1].activation_bytes(2, SEQUENCE, bytes_per_element=2)
-    head = MODEL.layers[3].activation_bytes(2, SEQUENCE, bytes_per_element=2)
+    block = MODEL.layers[1].activation_bytes(Share(2, SEQUENCE, bytes_per_element=2))
+    head = MODEL.layers[3].activation_bytes(Share(2, SEQUENCE, bytes_per_element=2))
     assert stage_memory(setting, pipeline, 1).activations == 2 * (2 * block)
     assert stage_memory(setting, pipeline, 2).activations == head
     few = replace(pipeline, micro_batches=1)
@@ -251,7 +252,7 @@ def test_recompute_keeps_inputs_and_one_block_at_work() -> None:
     )
     hidden = SEQUENCE * 64 * 2
     ids = SEQUENCE * 8
-    block = MODEL.layers[1].activation_bytes(1, SEQUENCE, bytes_per_element=2)
+    block = MODEL.layers[1].activation_bytes(Share(1, SEQUENCE, bytes_per_element=2))
     assert stage_memory(setting, pipeline, 0).activations == 2 * (ids + 2 * hidden) + block
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pluribus.core.errors import PlanError
 from pluribus.hardware.link import LinkSpec
+from pluribus.model.share import Share
 from pluribus.predict.predict import _durations, _heads, _sums, forecast, predict
 from pluribus.predict.price import stage_price
 from pluribus.predict.schedule import ActionKind, gradient_groups, plan_actions
@@ -129,7 +130,7 @@ def test_one_chip_by_hand() -> None:
     assert prediction.money_per_step == pytest.approx(2 * seconds / 3600)
     assert prediction.breakdown.compute == pytest.approx(198)
     assert prediction.stages[0][0].busy == pytest.approx(198 / seconds)
-    flops = 3 * sum(layer.forward_flops(1, SEQUENCE) for layer in MODEL.layers) * 22
+    flops = 3 * sum(layer.forward_flops(Share(1, SEQUENCE)) for layer in MODEL.layers) * 22
     assert prediction.mfu == pytest.approx(flops / seconds / 10e12)
 
 
@@ -266,9 +267,9 @@ def test_the_weight_gradients_are_half_of_what_matrix_products_cost_backward() -
     measured = replace(SETTING, profile=Profile(cluster_digest="", layers=layers))
     block, head = (replace(stage, layers=layers) for layers in ((3, 4), (5, 6)))
     attention = next(
-        o for o in MODEL.layers[3].operators(1, SEQUENCE) if o.kind == "attention"
+        o for o in MODEL.layers[3].operators(Share(1, SEQUENCE)) if o.kind == "attention"
     ).flops  # fmt: skip
-    share = 1 - attention / MODEL.layers[3].forward_flops(1, SEQUENCE)
+    share = 1 - attention / MODEL.layers[3].forward_flops(Share(1, SEQUENCE))
     assert measured.stage_time(block, 1).weight_gradient == pytest.approx(1.5 * share)
     assert measured.stage_time(head, 1).weight_gradient == pytest.approx(1.5)
 

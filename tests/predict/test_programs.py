@@ -9,6 +9,7 @@ import pytest
 from pluribus.hardware.catalogue import find_chip
 from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
+from pluribus.model.share import Share
 from pluribus.predict.calibrate import interval
 from pluribus.predict.gemm import gemm_seconds
 from pluribus.predict.operators import operator_work
@@ -80,7 +81,10 @@ def test_without_sequence_parallelism_every_rank_does_all_norms_and_residuals() 
     """Korthikanti et al. 2022, section 4.2.2: between regions tokens are divided or repeated."""
     block = Model.from_config(dict(DENSE)).layers[1]
     whole, divided, repeated = (
-        {o.name: o.bytes for o in block.operators(1, 4096, tp=tp, sequence_parallel=parallel)}
+        {
+            o.name: o.bytes
+            for o in block.operators(Share(1, 4096, tp=tp, sequence_parallel=parallel))
+        }
         for tp, parallel in ((1, False), (4, True), (4, False))
     )
     for name in ("attention_norm", "feed_forward_residual"):
@@ -140,7 +144,7 @@ def test_eager_kernels_move_more_and_ring_attention_takes_longer() -> None:
 
 def test_heads_of_64_reach_less_than_heads_of_128() -> None:
     model = Model.from_config(dict(DENSE))
-    attention = next(o for o in model.layers[1].operators(1, 4096) if o.kind == "attention")
+    attention = next(o for o in model.layers[1].operators(Share(1, 4096)) if o.kind == "attention")
     narrow = replace(attention, k=attention.k // 2)
     seconds = [operator_work(o, CHIP, "bf16", MEGATRON)[0].attention for o in (attention, narrow)]
     assert seconds[1] > 1.1 * seconds[0]
@@ -149,7 +153,7 @@ def test_heads_of_64_reach_less_than_heads_of_128() -> None:
 def test_experts_products_follow_one_another() -> None:
     """Each expert's product ends with a last wave of its own."""
     block = Model.from_config(dict(MIXTRAL)).layers[1]
-    grouped = next(o for o in block.operators(1, 4096) if o.kind == "grouped_gemm")
+    grouped = next(o for o in block.operators(Share(1, 4096)) if o.kind == "grouped_gemm")
     batch = replace(grouped, kind="gemm")
     apart = operator_work(grouped, CHIP, "bf16", MEGATRON)[0]
     assert apart.experts > operator_work(batch, CHIP, "bf16", MEGATRON)[0].matmul
