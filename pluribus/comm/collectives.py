@@ -153,7 +153,9 @@ class Collectives:
         if name != "islands":
             codec = None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
-        if self.relays and name == "islands" and operation == "all_reduce":
+        # A coded all-gather is decoded from the same bytes everywhere, also by the neighbours.
+        relayed = operation in relay.WRITTEN and not (operation == "all_gather" and codec)
+        if self.relays and name == "islands" and relayed and elements:
             name = "relay"
         by_library = (
             name == "relay"
@@ -180,12 +182,12 @@ class Collectives:
             self._submit(operation, steps, given, output, op, codec, residual, end, copies)
             return
 
-        def across(shard: torch.Tensor, copies: Copies, ended: End) -> None:
-            self._submit(operation, steps, shard, shard, op, codec, residual, ended, copies)
+        def across(part: torch.Tensor, into: torch.Tensor, copies: Copies, ended: End) -> None:
+            self._submit(operation, steps, part, into, op, codec, residual, ended, copies)
 
         assert self.island is not None
-        assert op is not None
-        self.island.all_reduce(output, op, across, codec.block if codec else 1, end)
+        align = codec.block if codec else 1
+        self.island.start(operation, given, output, op, root, across, align, end)
 
     def _learn(self, operation: str) -> None:
         """Counts operations; at some of them, the same on all ranks, all tell each other what they
@@ -217,9 +219,9 @@ class Collectives:
         verify = self._options.verify and plan.operation == "all_reduce"
         if plan.name == "relay":
             builder = Builder(self._rank, self._options.streams)
-            relay.all_reduce(
-                builder, self._layout, plan.elements, plan.chunk, coding, plan.by_library
-            )
+            write = relay.WRITTEN[plan.operation]
+            write(builder, self._layout, plan.elements, plan.chunk, plan.root, coding,
+                  plan.by_library)  # fmt: skip
             if verify:
                 compare_digests(builder, self._layout.size)
             made = builder.build()

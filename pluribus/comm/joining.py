@@ -142,7 +142,7 @@ def join(
         if len(native) == 1:
             whole = before
         elif before is not None and after is not None:
-            made.island = Island(chips.staging_of(own), before, after, members, rank)
+            made.island = Island(chips.staging_of(own), before, after, layout, rank)
     pulses = tuple(place.pulse for place in places)
     return Joined(made, layout, topology, whole, several_hosts and not said, pulses)
 
