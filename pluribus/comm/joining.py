@@ -24,7 +24,8 @@ from pluribus.comm.engine import Engine
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.meeting import Place
 from pluribus.comm.options import Options
-from pluribus.comm.pulse import Pulse, Watched
+from pluribus.comm.porter import Porter
+from pluribus.comm.pulse import Watched
 from pluribus.comm.tuner import Tuner
 
 
@@ -35,7 +36,7 @@ class Joined(NamedTuple):
         topology: digest of who is where.
         whole: the vendor's library, if all ranks are one island of its chips.
         unknown: whether it spans hosts between which nothing was measured yet.
-        pulses: `Pulse.where` of every rank.
+        doors: `Porter.where` of every rank.
     """
 
     collectives: Collectives
@@ -43,7 +44,7 @@ class Joined(NamedTuple):
     topology: str
     whole: Library | None
     unknown: bool
-    pulses: tuple[str, ...]
+    doors: tuple[str, ...]
 
 
 class Chips:
@@ -86,29 +87,30 @@ def join(
     timeout: float,
     engine: Engine,
     chips: Chips,
-    pulse: Pulse,
-    pulses: Sequence[str] = (),
+    porter: Porter,
+    doors: Sequence[str],
+    reached: set[str],
 ) -> Joined:
     """Connects; every member calls it.
 
     Args:
         store: keys of this group and epoch only.
-        pulse: this process's own.
-        pulses: of every rank, where they have met before.
+        porter: this process's own.
+        doors: of every rank, where they have met before.
+        reached: those that this process has ever reached; more are added.
 
     Raises:
         PeerGone: a peer died meanwhile, or did not come in time.
     """
     own = chips.own()
     library, chip = (own.library_name, own.identity) if own else ("", "")
-    pulse.forget()
-    watched = Watched(store, timeout)
+    watched = Watched(store, timeout, reached)
     with contextlib.closing(watched):
-        for peer, where in enumerate(pulses):
+        for peer, door in enumerate(doors):
             if peer != rank:
-                watched.watch(peer, where)
+                watched.watch(peer, door)
         mesh, places = meeting.meet(
-            watched, rank, size, epoch, options, address, timeout, pulse.where, library, chip
+            watched, rank, size, epoch, options, address, timeout, porter, library, chip
         )  # fmt: skip
         engine.connect(mesh)
         layout = Layout.of([place.island for place in places])
@@ -143,8 +145,8 @@ def join(
             whole = before
         elif before is not None and after is not None:
             made.island = Island(chips.staging_of(own), before, after, layout, rank)
-    pulses = tuple(place.pulse for place in places)
-    return Joined(made, layout, topology, whole, several_hosts and not said, pulses)
+    doors = tuple(place.door for place in places)
+    return Joined(made, layout, topology, whole, several_hosts and not said, doors)
 
 
 def _has_library(places: Sequence[Place]) -> bool:

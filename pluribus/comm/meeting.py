@@ -18,10 +18,11 @@ from pluribus.comm.errors import Aborted, PeerDied
 from pluribus.comm.health import reason
 from pluribus.comm.mesh import Mesh
 from pluribus.comm.options import Options
+from pluribus.comm.porter import Porter
 from pluribus.comm.pulse import Watched
 from pluribus.comm.transports import carriers, shared
 from pluribus.comm.transports.aggregated import connect
-from pluribus.comm.transports.base import ABORT, Header, Meeting, Path, TransportError
+from pluribus.comm.transports.base import ABORT, Header, Meeting, Path, PeerGone, TransportError
 from pluribus.comm.transports.flow import FlowOptions
 from pluribus.comm.transports.shared import SharedMemory
 from pluribus.comm.transports.tcp import Tcp
@@ -37,14 +38,14 @@ class Place:
         island: name of its island.
         library: of its chip's vendor, for collectives among chips that have the same; may be empty.
         chip: tells chips apart.
-        pulse: `Pulse.where` of its process.
+        door: `Porter.where` of its process.
     """
 
     host: str
     island: str
     library: str = ""
     chip: str = ""
-    pulse: str = ""
+    door: str = ""
 
 
 def host_identity() -> str:
@@ -79,7 +80,7 @@ def meet(
     options: Options,
     address: str,
     timeout: float,
-    pulse: str,
+    porter: Porter,
     library: str = "",
     chip: str = "",
 ) -> tuple[Mesh, list[Place]]:
@@ -87,7 +88,7 @@ def meet(
 
     Args:
         store: keys of this group and epoch only; it watches all of whom it hears.
-        pulse: `Pulse.where` of this process.
+        porter: of this process.
 
     Returns:
         The paths, and every rank's place.
@@ -96,20 +97,23 @@ def meet(
         PeerGone: a peer died meanwhile, or did not come in time.
     """
     host = host_identity()
-    own = Place(host, options.island or host, library, chip, pulse)
+    own = Place(host, options.island or host, library, chip, porter.where)
     store.set(f"place/{rank}", json.dumps(asdict(own)))
     if rank == 0:
         store.set("token", secrets.token_hex(16))
     token = store.get("token")
+    porter.admit(token)
     places = []
     for other in range(size):
         places.append(Place(**json.loads(store.get(f"place/{other}"))))
         if other != rank:
-            store.watch(other, places[other].pulse)
+            store.watch(other, places[other].door)
     made: dict[str, Mapping[int, Sequence[Path]]] = {}
     try:
         mesh = _connect(store, token, rank, places, epoch, options, address, timeout, made)
     except BaseException as error:
+        if isinstance(error, PeerGone):
+            store.tell(error)
         _give_up(made, epoch, error)
         raise
     return mesh, places
@@ -137,10 +141,14 @@ def _connect(
     near = [r for r in range(size) if r != rank and _shares(options, own, places[r])]
     far = [r for r in range(size) if r != rank and r not in near]
 
+    doors = {peer: place.door for peer, place in enumerate(places) if peer != rank}
+    via: dict[int, int] = {}
+
     def meeting(name: str, peers: Sequence[int]) -> Meeting:
         return Meeting(
             store=store.under(name), rank=rank, peers=tuple(peers), epoch=epoch,
             address=address, token=token, timeout=timeout, check=store.check,
+            doors=doors, via=via,
         )  # fmt: skip
 
     others = [*near, *far]
@@ -151,7 +159,7 @@ def _connect(
     by_udp = carriers.udp_peers(
         meeting("carriers", far), options.transport, options.congestion,
         [place.island for place in places], control,
-    )  # fmt: skip
+    ) - via.keys()  # fmt: skip
     if by_udp:
         flow = FlowOptions(parity_every=options.fec, silence_seconds=float("inf"))
         made["udp"] = UdpTransport(flow, lanes + 1).connect(meeting("udp", sorted(by_udp)))
@@ -172,6 +180,7 @@ def _connect(
         data,
         {peer: known[lanes] for peer, known in paths.items()},
         {peer: known[0] for peer, known in control.items()},
+        via,
     )
 
 

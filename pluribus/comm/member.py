@@ -24,7 +24,7 @@ from pluribus.comm.facade import Facade
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
 from pluribus.comm.options import Options
-from pluribus.comm.pulse import Pulse
+from pluribus.comm.porter import Porter
 from pluribus.comm.transports.base import TransportError
 from pluribus.comm.tuner import Tuner
 from pluribus.comm.work import Together, Work
@@ -57,12 +57,17 @@ class Member(Facade):
         self._ranks = ranks or tuple(range(size))
         self.options = options
         self._address = options.address or meeting.own_address(store)
-        self._pulse = Pulse(self._address)
-        self._pulses: tuple[str, ...] = ()
+        self._porter = Porter(self._address)
+        self._doors: tuple[str, ...] = ()
+        self._reached: set[str] = set()
         self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
         self._engine = Engine(self._name)
         self._chips = Chips(options, self._engine)
-        self._connect(0)
+        try:
+            self._connect(0)
+        except BaseException:
+            self.shutdown()
+            raise
 
     def _name(self, rank: int) -> str:
         return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else "the aggregator"
@@ -72,7 +77,8 @@ class Member(Facade):
         try:
             joined = join(
                 store, self._rank, self._size, epoch, self.options, self._address, self._timeout,
-                self._engine, self._chips, self._pulse, self._pulses,
+                self._engine, self._chips, self._porter, self._doors,
+                self._reached,
             )  # fmt: skip
         except TransportError as error:
             died = PeerDied(f"{self._name(error.peer)}: {error}", [error.peer])
@@ -81,8 +87,8 @@ class Member(Facade):
         except CollectiveError as error:
             self._engine.fail(error)
             raise
-        self._collectives, self.layout, self._topology, self._whole, unknown, pulses = joined
-        self._pulses = pulses
+        self._collectives, self.layout, self._topology, self._whole, unknown, doors = joined
+        self._doors = doors
         self._collectives.learned = self._keep
         if unknown and self.options.probe:
             self.probe()
@@ -155,7 +161,7 @@ class Member(Facade):
     def shutdown(self) -> None:
         """Leaves the group; peers that need nothing more of this rank go on."""
         self._engine.close()
-        self._pulse.close()
+        self._porter.close()
         self._chips.close()
         self._callbacks.shutdown(wait=False)
 
@@ -184,7 +190,7 @@ class Member(Facade):
         if self._rank not in members:
             raise CollectiveError(f"{self._name(self._rank)} is none of the members {members}")
         self._ranks = tuple(self._ranks[member] for member in members)
-        self._pulses = tuple(self._pulses[member] for member in members)
+        self._doors = tuple(self._doors[member] for member in members)
         self._rank, self._size = members.index(self._rank), len(members)
         self._end_library()
         self._connect(epoch)

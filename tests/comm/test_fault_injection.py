@@ -192,7 +192,7 @@ def test_death_while_the_others_meet(seed: int) -> None:
 
     def dies_soon() -> None:
         time.sleep(case.moment)
-        case.groups[case.victim]._pulse.close()
+        case.groups[case.victim]._porter.close()
         dies(case.groups[case.victim])
 
     found = all_of([*(lambda rank=rank: meets(rank) for rank in case.others), dies_soon])[:-1]

@@ -11,11 +11,13 @@ import struct
 import time
 from collections.abc import Callable
 
+from pluribus.comm.porter import ask
 from pluribus.comm.transports.base import Meeting, PeerGone
 
-_HELLO = struct.Struct("<IIHH32s")  # rank, epoch, lane, lanes, token
+_HELLO = struct.Struct("<IIHHi32s")  # rank, epoch, lane, lanes, by way of, token
 _HELLO_SECONDS = 5.0
 _CALL_SECONDS = 60.0  # a listener's kernel answers at once; lost SYNs go out again until then
+_DIRECT_SECONDS = 5.0  # before another way is tried
 _LOOK_SECONDS = 0.02
 
 
@@ -147,25 +149,55 @@ def _listen(meeting: Meeting, local: bool) -> socket.socket:
 def _call(
     meeting: Meeting, peer: int, where: str, lane: int, lanes: int, until: float
 ) -> socket.socket:
-    address, _, port = where.partition(" ")
     limit = min(_CALL_SECONDS, max(0.001, until - time.monotonic()))
     try:
-        if port:
-            connection = socket.create_connection((address, int(port)), limit)
+        if " " in where:
+            connection = _reach(meeting, peer, where, limit)
         else:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             connection.settimeout(limit)
-            connection.connect(f"\0{address}")
+            connection.connect(f"\0{where}")
         token = meeting.token.ljust(32, b"\0")
-        connection.sendall(_HELLO.pack(meeting.rank, meeting.epoch, lane, lanes, token))
+        via = meeting.via.get(peer, -1)
+        connection.sendall(_HELLO.pack(meeting.rank, meeting.epoch, lane, lanes, via, token))
     except OSError as error:
         raise PeerGone(peer, f"cannot connect to {where}: {error}") from error
     return connection
 
 
+def _reach(meeting: Meeting, peer: int, where: str, limit: float) -> socket.socket:
+    """A connection, if need be by way of another member."""
+    address, _, port = where.partition(" ")
+    others = [rank for rank in meeting.doors if rank not in (peer, meeting.rank)]
+    if peer not in meeting.via:
+        try:
+            patience = min(limit, _DIRECT_SECONDS) if others else limit
+            return socket.create_connection((address, int(port)), patience)
+        except OSError as error:
+            if not others:
+                raise
+            missed = error
+    # Each pair begins elsewhere, so that not all go by way of the same member.
+    size = max(*meeting.doors, meeting.rank) + 1
+    others.sort(key=lambda rank: (rank - meeting.rank - peer) % size)
+    for rank in [meeting.via[peer]] if peer in meeting.via else others:
+        with contextlib.suppress(OSError):
+            connection = ask(meeting.doors[rank], meeting.token, where, _DIRECT_SECONDS)
+            meeting.via[peer] = rank
+            return connection
+        meeting.check()
+    if peer in meeting.via:
+        raise ConnectionError(f"rank {meeting.via[peer]} does not reach it any more")
+    raise missed
+
+
 def _welcome(meeting: Meeting, hello: bytes, lanes: int) -> tuple[int, int] | None:
     """(rank, lane) of a caller that may come in."""
-    rank, epoch, lane, their_lanes, token = _HELLO.unpack(hello)
+    rank, epoch, lane, their_lanes, via, token = _HELLO.unpack(hello)
     known = hmac.compare_digest(token, meeting.token.ljust(32, b"\0"))
     fits = epoch == meeting.epoch and their_lanes == lanes and lane < lanes
-    return (rank, lane) if known and fits else None
+    if not (known and fits):
+        return None
+    if via >= 0:
+        meeting.via[rank] = via
+    return rank, lane
