@@ -12,8 +12,10 @@ at is priced exactly: if it does deliver more, it becomes a column, and the pric
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+import numpy as np
 
 from pluribus.plan.columns import Column
 from pluribus.plan.generate import Generator
@@ -24,15 +26,19 @@ from pluribus.plan.sums import least_tails
 
 _SAFE = 1e-7  # relative room for rounding errors
 # Of the least step of mixes of fractions, tried in turn.
-_SHARES = (0.998, 0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.94, 0.9, 0.85)
-_ROUNDS = 16  # proofs tried in all
+_SHARES = (
+    0.999, 0.998, 0.997, 0.996, 0.995, 0.993, 0.991, 0.985, 0.98, 0.97, 0.96, 0.94, 0.9, 0.85,
+)  # fmt: skip
+_ROUNDS = 24  # proofs tried in all
 
 
 @dataclass(eq=False)
 class Bound:
-    """Proofs in the setting of a generator."""
+    """Proofs in the setting of a generator, whose columns they begin with."""
 
     generator: Generator
+    # By micro-batch size, the seconds of slowest stages at which a proof is likely to fail.
+    _doubtful: dict[int, dict[float, None]] = field(default_factory=dict)
 
     @cached_property
     def _alone(self) -> dict[int, Pricer]:
@@ -53,21 +59,34 @@ class Bound:
             for size, pricer in self._alone.items()
         }
 
-    def seconds(self) -> float:
-        """A step that no plan goes below."""
-        ideal = self.generator.ideal_seconds
+    @cached_property
+    def floor(self) -> Generator:
+        """Columns with times that no plan goes below."""
+        generator = self.generator
         floor = Generator(
-            self.generator.setting, self.generator.pools, self.generator.available,
-            estimates_sums=False,
-        )  # fmt: skip
+            generator.setting, generator.pools, generator.available, estimates_sums=False
+        )
         floor.pricers.update(self._among)
-        for column in self.generator.columns:
+        for column in generator.columns:
             floor.add(column)
+        return floor
+
+    @cached_property
+    def seconds(self) -> float:
+        """A step that no plan goes below; infinite where nothing fits."""
+        floor = self.floor
         deadline, share = floor.generate(), 0
+        if not np.isfinite(deadline):
+            return np.inf
+        ideal = floor.ideal_seconds
+        for column, times in zip(floor.columns, floor.mix(deadline).uses, strict=True):
+            if times > 0:
+                slowest = floor.pace(column).slowest
+                self._doubtful.setdefault(column.micro_batch_size, {})[slowest] = None
         for _ in range(_ROUNDS):
             if deadline * _SHARES[share] <= ideal:
                 break
-            open_columns = self.too_short(deadline * _SHARES[share], floor)
+            open_columns = self.too_short(deadline * _SHARES[share])
             if open_columns is None:
                 return deadline * _SHARES[share]
             known = len(floor.columns)
@@ -83,23 +102,21 @@ class Bound:
                 break
         return ideal
 
-    def too_short(self, deadline: float, floor: Generator) -> Sequence[Column] | None:
+    def too_short(self, deadline: float) -> Sequence[Column] | None:
         """None if it is proven that no plan ends by a deadline; else pipelines that deliver more
-        than their chips cost, if any are known.
-
-        Args:
-            floor: columns with times that no plan goes below.
-        """
+        than their chips cost, if any are known."""
+        floor = self.floor
         worth = floor.chip_prices(deadline)
         total = float(worth @ floor.available)
         chip_prices = worth * (floor.batch * (1 - _SAFE) / total)
         for size, pricer in self._among.items():
-            most = floor.batch // size
+            most, doubtful = floor.batch // size, self._doubtful.setdefault(size, {})
             alone = Proof(self._alone[size], chip_prices, deadline, most, most)
             among = Proof(pricer, chip_prices, deadline, 1, most)
             for proof in (alone, among):
-                failed = proof.run()
+                failed = proof.run(doubtful)
                 if failed is not None:
+                    doubtful.update(dict.fromkeys(proof.failed.tolist()))
                     cost = chip_prices @ floor.chips_of(failed)
                     better = floor.delivered(failed, deadline) > cost
                     return [c for c, found in zip(failed, better, strict=True) if found]

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pluribus.plan.caps import promising
 from pluribus.plan.columns import Column, StageChoice, StageKind
 from pluribus.plan.master import Mix, most_sequences
 from pluribus.plan.pace import Pace
@@ -25,9 +26,10 @@ from pluribus.predict.setting import Setting
 
 _ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
 _SETTLED = 5e-4  # a round that lowers the step by less is the last
-_COARSE, _FINE = 16, 12  # limits on a stage's seconds tried in the first round, and in later ones
+_CAPS = 10  # limits on a stage's seconds tried in a round for a micro-batch size
+_NEAR = 0.93  # of the best limit's ratio: limits that promise less are not tried
+_USED = 0.01  # columns of a mix that are used less often do not count
 _KEEP = 0.85  # columns that deliver less than this share of what their chips cost are forgotten
-_PROMISING = 0.93  # deliver at least this share of what their chips cost: tried more finely
 
 
 @dataclass(eq=False)
@@ -47,11 +49,11 @@ class Generator:
     available: Array
     columns: list[Column] = field(default_factory=list)
     estimates_sums: bool = True
-    grids: dict[int, Array] = field(default_factory=dict)
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _matrices: dict[tuple, Array] = field(default_factory=dict)
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
+    _shared_tail: float = 0.0  # of the pipeline of that mix whose sums take longest
 
     @classmethod
     def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
@@ -108,12 +110,21 @@ class Generator:
         for size, pricer in self.pricers.items():
             tails = estimated_tails(self.setting, pricer.prices, members)
             self.pricers[size] = replace(pricer, tails=tails)
-        old, self._paces = self._paces, {}
-        for column, before in old.items():
-            pace = self.pace(column)
-            ends = before.__dict__.get("ends")
-            if ends is not None:
-                pace.__dict__["ends"] = ends - before.tail + pace.tail
+        old, self._paces, self._shared_tail = self._paces, {}, 0.0
+        own = {column: self.pace(column).tail for column in self.columns}
+
+        def share(tail: float) -> None:
+            self._shared_tail = tail
+            self._paces = {c: old[c].with_tail(max(own[c], tail)) for c in own if c in old}
+
+        tails = {own[c] for c, times in zip(self.columns, uses, strict=True) if times > _USED}
+        best = np.inf, 0.0
+        for tail in sorted(tails, reverse=True):
+            share(tail)
+            # Those with longer sums would make all others wait.
+            able = [column for column in own if own[column] <= tail]
+            best = min(best, (self.deadline(self.ideal_seconds, able), tail))
+        share(best[1])
 
     def pace(self, column: Column) -> Pace:
         """How fast a column is."""
@@ -138,7 +149,7 @@ class Generator:
             done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
             sums = [done[b] - done[a] for a, b in (stage.layers for stage in column.stages)]
             ends = pricer.prices.update[rows, runs] + sums
-        tail = float((ends - early).max())
+        tail = max(float((ends - early).max()), self._shared_tail)
         limit = self.batch // column.micro_batch_size
         return Pace(column, forward, backward, hops, tail, limit)
 
@@ -167,7 +178,7 @@ class Generator:
         """The least step in which a mix of the known columns delivers the global batch."""
         high = low
         # Of sizes that do not divide the batch, whole micro-batches may never reach it.
-        while self.mix(high, columns).total < self.batch and high < 1e4 * self.ideal_seconds:
+        while self.mix(high, columns).total < self.batch and high < 1e9 * self.ideal_seconds:
             low, high = high, high * 1.25
         while high - low > 1e-4 * high:
             middle = (low + high) / 2
@@ -186,17 +197,19 @@ class Generator:
         """Finds columns; returns the step of their best mix. Infinite where nothing fits."""
         if not self.speeds.any():
             return np.inf
-        deadline = self.ideal_seconds * 1.2
-        chip_prices = deadline * self.speeds * 0.85
-        self.price(deadline, chip_prices)
+        deadline, estimated = self.ideal_seconds * 1.2, not self.estimates_sums
+        if self.columns and self.estimates_sums:
+            before = self.deadline(self.ideal_seconds)
+            self.take_sums_of(self.mix(before).uses)
+            estimated = True
+        else:
+            self.price(deadline, deadline * self.speeds * 0.85)
         while not self.columns:
             deadline *= 4
-            self.grids.clear()
             if deadline > 1e6 * self.ideal_seconds:
                 return np.inf
             self.price(deadline, deadline * self.speeds * 0.85)
         before = self.deadline(self.ideal_seconds)
-        estimated = not self.estimates_sums
         for _ in range(_ROUNDS):
             self.price(before, self.chip_prices(before))
             now = self.deadline(self.ideal_seconds)
@@ -220,22 +233,27 @@ class Generator:
         """Adds pipelines worth using at these prices of chips."""
         worth = chip_prices @ self.available
         chip_prices = chip_prices * (self.batch / max(worth, 1e-30))
+        best = 0.0
         for size, pricer in self.pricers.items():
-            caps = self.grids.get(size)
-            if caps is None:
-                caps = _coarse(pricer, deadline)
-            found: list[tuple[float, float]] = []
-            lanes = _lanes(caps, size, deadline, self.batch)
+            least = max(_KEEP, best * _NEAR) if self.columns else 1e-3
+            found = promising(pricer, chip_prices, deadline, self.batch, _CAPS, least)
+            best = max(best, *found.values(), 0.0)
+            if not found:
+                continue
+            lanes = _lanes(np.array(list(found)), size)
             worthwhile = size * (deadline / lanes.cap + 1) * 1.2
             solution = pricer.solve(chip_prices, lanes, worthwhile)
-            for column, cap in self._best(solution):
+            for column in self._best(solution):
                 for one in dict.fromkeys((column, self.recut(column))):
                     most = min(self.pace(one).most(deadline), self.batch / size)
                     ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
-                    found.append((ratio, cap))
                     if ratio > _KEEP or not self.columns:
                         self.add(one)
-            self.grids[size] = _finer(caps, found)
+
+    def take_columns_of(self, other: Generator) -> None:
+        """Begins with all that another one knows."""
+        for column in other.columns:
+            self.add(column)
 
     def add(self, column: Column) -> None:
         """Makes a column known."""
@@ -243,17 +261,16 @@ class Generator:
             self._known.add(column)
             self.columns.append(column)
 
-    def _best(self, solution: Solution) -> list[tuple[Column, float]]:
-        """Of each lane the best pipeline, with the lane's cap."""
-        result: dict[Column, float] = {}
+    def _best(self, solution: Solution) -> list[Column]:
+        """Of each lane the best pipeline."""
+        result: dict[Column, None] = {}
         if not len(solution.values):
             return []
         best = solution.values.argmin(axis=0)
         for lane, depth in enumerate(best):
             if np.isfinite(solution.values[depth, lane]):
-                column = solution.column(int(depth) + 1, lane)
-                result.setdefault(column, float(solution.lanes.cap[lane]))
-        return list(result.items())
+                result.setdefault(solution.column(int(depth) + 1, lane))
+        return list(result)
 
     def recut(self, column: Column, in_flight: int = MANY) -> Column:
         """The same stages with the layers cut anew, so that the slowest is as quick as can be."""
@@ -278,42 +295,14 @@ class Generator:
         return self._matrices[key]
 
 
-def _coarse(pricer: Pricer, deadline: float) -> Array:
-    """Limits on a stage's seconds, over all that can matter."""
-    prices = pricer.prices
-    each = prices.seconds[:, np.flatnonzero(prices.runs.counts.sum(axis=1) == 1)]
-    # No pipeline is quicker than its slowest layer on its quickest kind of stage.
-    low = float(each.min(axis=0).max())
-    return np.geomspace(low * 1.001, max(deadline, low * 1.01), _COARSE)
-
-
-def _lanes(caps: Array, size: int, deadline: float, batch: int) -> Lanes:
+def _lanes(caps: Array, size: int) -> Lanes:
     """Per limit: one lane that takes time for nothing and two that value it.
 
     With τ a stage's limit, a second less of filling and messages makes room for 1/τ micro-batches
-    more; a message also delays the steady state where stages are equally quick.
+    more; a pipeline of stages that are equally quick is filled again and again, as every message
+    delays it.
     """
     worth = size / caps
-    counts = np.maximum(deadline / caps, 1.0)
-    stage = np.concatenate([0 * worth, worth, worth])
-    hop = np.concatenate([0 * worth, worth, worth * (1 + counts / 8)])
-    tail = np.concatenate([0 * worth, worth, worth])
-    return Lanes(np.tile(caps, 3), stage, hop, tail, MANY)
-
-
-def _finer(caps: Array, found: Sequence[tuple[float, float]]) -> Array:
-    """Limits around those that gave the best pipelines, best first while there is room."""
-    value: dict[float, float] = {}
-    for ratio, cap in found:
-        value[cap] = max(value.get(cap, 0.0), ratio)
-    if not value:
-        return caps
-    caps = np.sort(caps)
-    near: list[float] = []
-    for cap in sorted(value, key=value.__getitem__, reverse=True):
-        if value[cap] < _PROMISING * max(value.values()):
-            break
-        i = int(np.searchsorted(caps, cap))
-        sides = [caps[j] for j in (i - 1, i + 1) if 0 <= j < len(caps)]
-        near += [cap, *(float(np.sqrt(side * cap)) for side in sides)]
-    return np.array(sorted(list(dict.fromkeys(near))[:_FINE]))
+    stage = np.concatenate([0 * worth, worth, 2 * worth])
+    once = np.concatenate([0 * worth, worth, worth])
+    return Lanes(np.tile(caps, 3), stage, stage, once, MANY)

@@ -9,7 +9,7 @@ it is 0 to 2.4 % below the exact timeline, mostly below 0.5 %.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -91,6 +91,13 @@ class Pace:
         ends = step_bounds(self.forward, self.backward, self.hops, range(1, count + 1))
         return np.maximum.accumulate(ends) + self.tail
 
+    def with_tail(self, tail: float) -> Pace:
+        """The same passes with another end."""
+        pace = replace(self, tail=tail)
+        if "ends" in self.__dict__:
+            pace.__dict__["ends"] = self.ends - self.tail + tail
+        return pace
+
     def most(self, seconds: float) -> int:
         """Micro-batches that end within so many seconds."""
         ends = self.ends
@@ -106,6 +113,11 @@ class Pace:
                 max(micro_batches, min(2 * micro_batches, self.limit))
             )
         return float(self.ends[micro_batches - 1])
+
+    @property
+    def slowest(self) -> float:
+        """Seconds of a micro-batch on the slowest stage."""
+        return float((self.forward + self.backward).max())
 
     @property
     def each(self) -> float:

@@ -9,18 +9,21 @@ m micro-batches by the deadline costs at least its Lagrangian, for any price of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pluribus.plan.caps import cells_of, halves, stage_seconds
 from pluribus.plan.columns import Column
 from pluribus.plan.prices import MANY, Array
 from pluribus.plan.pricing import Lanes, Pricer
 
-_CELLS = 12  # cells to begin with
 _MOST = 1200  # cells beyond which a proof is given up
 _NARROW = 1.004  # a cell's values within this ratio are looked at with many prices of time
+_WIDE = 1.1  # and wider cells without any, as they will be halved anyway
 _ROUGH = (0.5, 1.0)  # of what a second is worth at the pace of the slowest stage
 _FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
 _BEHIND = 3  # pipelines looked at for each price of time where a proof fails
@@ -49,6 +52,7 @@ class Proof:
     Attributes:
         chip_prices: [pools] sequences that a chip has to deliver.
         least, most: micro-batches of a pipeline.
+        failed: seconds of the slowest stages at which the last run failed.
     """
 
     pricer: Pricer
@@ -56,6 +60,7 @@ class Proof:
     deadline: float
     least: int
     most: int
+    failed: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def size(self) -> int:
@@ -67,20 +72,22 @@ class Proof:
         prices = self.pricer.prices
         return float((np.maximum(prices.forward, prices.backward) / prices.seconds).min())
 
-    def run(self) -> list[Column] | None:
-        """None where it succeeds; else pipelines at which it fails, as far as they are known."""
-        prices = self.pricer.prices
-        each = prices.seconds[:, np.flatnonzero(prices.runs.counts.sum(axis=1) == 1)]
-        # No pipeline is quicker than its slowest layer on its quickest kind of stage.
-        quickest = float(each.min(axis=0).max()) * (1 - _EPS)
-        slowest = self.deadline / self.least * (1 + _EPS)
-        possible = prices.seconds[prices.most_held > 0]
-        values = np.unique(possible[(possible >= quickest) & (possible <= slowest)])
+    def run(self, doubtful: Collection[float] = ()) -> list[Column] | None:
+        """None where it succeeds; else pipelines at which it fails, as far as they are known.
+
+        Args:
+            doubtful: seconds of a slowest stage that are looked at first.
+        """
+        self.failed = np.zeros(0)
+        values = stage_seconds(self.pricer.prices, self.deadline / self.least)
         if not len(values):
             return None
-        edges = np.geomspace(values[0], values[-1], _CELLS + 1)[1:-1]
-        starts = np.unique([0, *np.minimum(np.searchsorted(values, edges), len(values) - 1)])
-        cells = np.stack([starts, np.append(starts[1:], len(values)) - 1], axis=1)
+        first = np.flatnonzero(np.isin(values, list(doubtful)))
+        if len(first) and (found := self._sweep(values, np.stack([first, first], 1))) is not None:
+            return found
+        return self._sweep(values, cells_of(values))
+
+    def _sweep(self, values: Array, cells: NDArray[np.intp]) -> list[Column] | None:
         done = 0
         while len(cells):
             done += len(cells)
@@ -90,12 +97,9 @@ class Proof:
             cells = cells[self._open(low * (1 - _EPS), cap)]
             last = cells[cells[:, 0] == cells[:, 1], 0]
             if len(last):
-                return self._behind(values[last])
-            middle = np.searchsorted(values, np.sqrt(values[cells[:, 0]] * values[cells[:, 1]]))
-            middle = np.clip(middle, cells[:, 0] + 1, cells[:, 1])
-            cells = np.concatenate(
-                [np.stack([cells[:, 0], middle - 1], 1), np.stack([middle, cells[:, 1]], 1)]
-            )
+                self.failed = values[last]
+                return self._behind(self.failed)
+            cells = halves(values, cells)
         return None
 
     def _open(self, low: Array, cap: Array) -> Array:
@@ -145,8 +149,7 @@ class Proof:
         result = possible.any(axis=0)
         for way in (_Way(_ROUGH), _Way(_FINE), _Way(_FINE, later=True)):
             cells = np.flatnonzero(result)
-            if way.shares is _FINE:
-                cells = cells[cap[cells] <= low[cells] * _NARROW]
+            cells = cells[cap[cells] <= low[cells] * (_NARROW if way.shares is _FINE else _WIDE)]
             if not len(cells):
                 break
             left = self._outlast(way, low, cap, counts, cells, plain, possible)

@@ -153,11 +153,6 @@ def _teams(
     deadline = plan.prediction.step_seconds.mid
     for column in old:
         generator.add(column)
-        pace = generator.pace(column)
-        slowest = float((pace.forward + pace.backward).max())
-        caps = generator.grids.get(column.micro_batch_size, np.zeros(0))
-        near = slowest * np.array([0.5, 0.71, 1.0, 1.001, 1.42])
-        generator.grids[column.micro_batch_size] = np.unique(np.append(caps, near))[:12]
     sizes = {column.micro_batch_size for column in old}
     for size in [s for s in generator.pricers if s not in sizes]:
         del generator.pricers[size]

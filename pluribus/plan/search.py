@@ -143,8 +143,11 @@ class Search:
         """A step no plan goes below, where time is the objective."""
         if self.setting.job.plan.objective != "time" or not np.isfinite(self._deadline):
             return None
-        self.progress("a bound on every plan")
-        return min(Bound(self.generator).seconds(), chosen.seconds)
+        return min(self._proven.seconds, chosen.seconds)
+
+    @cached_property
+    def _proven(self) -> Bound:
+        return Bound(self.generator)
 
     def best_few(self, count: int) -> tuple[Plan, ...]:
         """The best plan and those that come next, each a way of its own to use the pools."""
@@ -196,6 +199,12 @@ class Search:
     @cached_property
     def _deadline(self) -> float:
         """The step of the best mix of fractions of pipelines; infinite where nothing fits."""
+        if self.setting.job.plan.objective == "time":
+            self.progress("a bound on every plan")
+            if not np.isfinite(self._proven.seconds):
+                return np.inf
+            # A proof looks closer than column generation does: what it found is worth having.
+            self.generator.take_columns_of(self._proven.floor)
         return self.generator.generate()
 
     @cached_property

@@ -113,5 +113,5 @@ def test_no_mix_of_fractions_is_quicker_than_the_bound(seed: int) -> None:
     deadline = generator.generate()
     if not np.isfinite(deadline):
         return
-    bound = Bound(generator).seconds()
+    bound = Bound(generator).seconds
     assert generator.ideal_seconds <= bound <= deadline

@@ -1,0 +1,98 @@
+"""Which limits on a stage's seconds are worth pricing pipelines for.
+
+A pipeline is as quick as its slowest stage, whose seconds are those of some run of layers on some
+kind of stage. A few of these values are far better than their neighbours, those at which unlike
+stages end together; a grid misses them. Cells of values are halved, the most promising first, until
+single values are left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pluribus.plan.prices import MANY, Array, Prices
+from pluribus.plan.pricing import Lanes, Pricer
+
+_EPS = 1e-12
+_CELLS = 12  # cells to begin with
+_AT_ONCE = 12  # cells halved together
+_APART = 1.0025  # limits nearer than this ratio find much the same pipelines
+
+
+def stage_seconds(prices: Prices, most: float) -> Array:
+    """The seconds, ascending, that the slowest stage of a pipeline can take.
+
+    Args:
+        most: no stage may take longer.
+    """
+    each = prices.seconds[:, np.flatnonzero(prices.runs.counts.sum(axis=1) == 1)]
+    # No pipeline is quicker than its slowest layer on its quickest kind of stage.
+    least = float(each.min(axis=0).max()) * (1 - _EPS)
+    possible = prices.seconds[prices.most_held > 0]
+    return np.unique(possible[(possible >= least) & (possible <= most * (1 + _EPS))])
+
+
+def cells_of(values: Array) -> np.ndarray:
+    """[cells, 2] first and last of a few cells that together hold all values."""
+    edges = np.geomspace(values[0], values[-1], _CELLS + 1)[1:-1]
+    starts = np.unique([0, *np.minimum(np.searchsorted(values, edges), len(values) - 1)])
+    return np.stack([starts, np.append(starts[1:], len(values)) - 1], axis=1)
+
+
+def halves(values: Array, cells: np.ndarray) -> np.ndarray:
+    """Both halves of cells of more than one value."""
+    middle = np.searchsorted(values, np.sqrt(values[cells[:, 0]] * values[cells[:, 1]]))
+    middle = np.clip(middle, cells[:, 0] + 1, cells[:, 1])
+    return np.concatenate(
+        [np.stack([cells[:, 0], middle - 1], 1), np.stack([middle, cells[:, 1]], 1)]
+    )
+
+
+def promising(
+    pricer: Pricer, chip_prices: Array, deadline: float, batch: int, count: int, least: float
+) -> dict[float, float]:
+    """The limits that seem to deliver most, each with what it delivers per sequence that its chips
+    have to deliver.
+
+    Args:
+        chip_prices: [pools] sequences that a chip has to deliver.
+        batch: sequences of a step.
+        count: of limits at most.
+        least: limits that deliver less are of no interest.
+    """
+    values = stage_seconds(pricer.prices, deadline)
+    if not len(values):
+        return {}
+    size = pricer.prices.micro_batch_size
+
+    def worth(cells: np.ndarray) -> Array:
+        """[cells] sequences delivered per sequence's worth of chips; no less than of a half."""
+        low, cap = values[cells[:, 0]], values[cells[:, 1]]
+        zero = np.zeros(len(cells))
+        most = np.minimum(deadline / low, batch / size)
+        lanes = Lanes(cap, zero, zero, zero, MANY)
+        found = pricer.solve(chip_prices, lanes, size * most / least, columns=False).values
+        depths = np.arange(1, len(found) + 1)[:, None]
+        # What fills and drains a pipeline takes about a slot of each stage.
+        through = np.clip(np.floor(deadline / low - depths + 1), 0.0, batch / size)
+        return (size * through / found).max(axis=0, initial=0.0)
+
+    cells = cells_of(values)
+    ratios = worth(cells)
+    chosen: dict[float, float] = {}
+    while len(chosen) < count and len(cells):
+        order = np.argsort(-ratios, kind="stable")
+        cells, ratios = cells[order], ratios[order]
+        if ratios[0] < least:
+            break
+        if cells[0, 0] == cells[0, 1]:
+            cap = float(values[cells[0, 0]])
+            chosen[cap] = float(ratios[0])
+            near = (values[cells[:, 0]] * _APART > cap) & (values[cells[:, 1]] < cap * _APART)
+            cells, ratios = cells[~near], ratios[~near]
+            continue
+        wide = np.flatnonzero(cells[:_AT_ONCE, 0] < cells[:_AT_ONCE, 1])
+        new = halves(values, cells[wide])
+        cells = np.concatenate([np.delete(cells, wide, axis=0), new])
+        ratios = np.concatenate([np.delete(ratios, wide), worth(new)])
+    return chosen
