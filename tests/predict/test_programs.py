@@ -213,6 +213,16 @@ def test_a_fully_sharded_pipeline_keeps_its_stage_whole() -> None:
     assert memory(2).gradients == pytest.approx(8 * memory(2).weights)
 
 
+def test_replicas_that_gather_wait_for_one_another() -> None:
+    """A gather before each pass of each of 8 blocks and a scatter after it, hidden or not."""
+    patient = replace(FSDP, gather_wait_s=0.0)
+    for dp, doublings in ((8, 3), (16, 4)):
+        layout = Layout(dp=dp, zero=3, micro_batch=1, global_batch=2 * dp)
+        waited, not_waited = (terms(layout, software).seconds() for software in (FSDP, patient))
+        expected = 2 * 3 * 8 * doublings * FSDP.gather_wait_s
+        assert waited - not_waited == pytest.approx(expected, rel=1e-6)
+
+
 def test_logits_are_kept_in_as_many_bytes_as_the_program_says() -> None:
     model = Model.from_config(dict(DENSE))
     less, more = (
