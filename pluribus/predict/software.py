@@ -145,8 +145,8 @@ MEGATRON_BRIDGE = replace(MEGATRON, overlap_gradients=True, overlap_tensor=0.6)
 # torchtitan's runs with and without a compiler, and with 2 to 8 context-parallel ranks; its flash
 # attention is PyTorch's own, the second. The wait in gathers is read off llm-foundry's runs of one
 # model on 16 and 128 A100 (five sizes, 0.15 to 0.2 ms); torchtitan's on 8 and 128 H100 say the
-# same. Sharded tensors keep the gathered inputs of a block that is run again, where Megatron gathers
-# them anew.
+# same. Sharded tensors keep the gathered inputs of a block that is run again, where Megatron
+# gathers them anew.
 FSDP = Software(
     logit_bytes=14, selective_kept=0.67, flash_generation=2,
     overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
