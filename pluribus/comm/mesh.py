@@ -20,12 +20,14 @@ class Mesh:
         epoch: goes into headers.
         data: peer → lanes for chunks of collectives.
         messages, control: peer → path. Nothing ever holds up what comes on a control path.
+        via: peer → the member that passes on what goes there, where there is no direct way.
     """
 
     epoch: int = 0
     data: Mapping[int, Sequence[Path]] = field(default_factory=dict)
     messages: Mapping[int, Path] = field(default_factory=dict)
     control: Mapping[int, Path] = field(default_factory=dict)
+    via: Mapping[int, int] = field(default_factory=dict)
 
     def paths(self) -> list[Path]:
         lanes = [path for paths in self.data.values() for path in paths]
