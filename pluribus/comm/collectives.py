@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pluribus.comm.algorithms import flat, relay
@@ -64,7 +65,6 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
-        chips: whether some rank has a chip beside its host.
         relays: whether some island adds up by a library of its vendor.
         island: this rank's, if it is one of those.
         forced: an algorithm to use wherever it fits, for measurements; the same on every rank.
@@ -83,7 +83,6 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
-        self.chips = False
         self.relays = False
         self.island: Island | None = None
         self.forced = options.algorithm
@@ -143,12 +142,7 @@ class Collectives:
         self._learn(operation)
         num_bytes = whole * output.element_size()
         codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
-        addable = (
-            self.tuner.aggregated
-            and op in _LINEAR
-            and output.dtype is torch.float32
-            and not self.chips  # one rank's tensors may be a chip's, and all choose alike
-        )
+        addable = self.tuner.aggregated and op in _LINEAR and output.dtype is torch.float32
         name = self._choose(operation, num_bytes, codec is not None, addable)
         if name != "islands":
             codec = None
@@ -196,7 +190,9 @@ class Collectives:
             return
         match self._learning.count():
             case Moment.TELL:
-                noted = torch.from_numpy(self.tuner.corrections.noted.copy())
+                # The last figure says whether the aggregator was lost, as seen from here.
+                lost = np.float32(0.0 if self._engine.mesh.lost_aggregator() else np.inf)
+                noted = torch.from_numpy(np.append(self.tuner.corrections.noted, lost))
                 reply = self._learning.asks(noted)
                 name = "direct"
                 plan = _Plan("all_reduce", name, noted.numel(), noted.numel(), 0, None, False,
@@ -205,7 +201,13 @@ class Collectives:
                              reply, None)  # fmt: skip
             case Moment.USE:
                 smallest = self._learning.answer(self.timeout)
-                if smallest is not None and self.tuner.corrections.decide(smallest):
+                if smallest is None:
+                    return
+                changed = self.tuner.corrections.decide(smallest[:-1])
+                if smallest[-1] == 0.0 and self.tuner.aggregated:
+                    self.tuner.lose_aggregator()
+                    changed = True
+                if changed:
                     self.learned()
 
     def _program(self, plan: _Plan) -> Program:

@@ -76,6 +76,13 @@ class Tuner:
         algorithm = self._algorithms(operation).get(name)
         return None if algorithm is None else float(algorithm.seconds(num_bytes))
 
+    def lose_aggregator(self) -> None:
+        """Does without it until the group is made anew, and forgets what was measured of what took
+        its place; every rank does at the same operation."""
+        self.aggregated = False
+        self.corrections.forget("aggregator")
+        self._known.clear()
+
     def _algorithms(self, operation: str) -> dict[str, Algorithm]:
         if operation not in self._known:
             found = candidates(operation, self._layout, self.links, self._chunk, self.aggregated)
