@@ -17,6 +17,7 @@ from pluribus.comm.codecs.base import Codec
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.codecs.residuals import Residuals
 from pluribus.comm.codecs.slots import Slots
+from pluribus.comm.costs import TYPICAL
 from pluribus.comm.devices.copies import Copies, Staging
 from pluribus.comm.devices.island import Island
 from pluribus.comm.devices.staged import staged
@@ -106,10 +107,20 @@ class Collectives:
         Where rails are cut otherwise, what the codec owed is forgotten with the old cut.
         """
         self.tuner = tuner
+        self.adapt()
         if layout != self._layout:
             self._layout = layout
             self._programs.clear()
             self._slots.forget()
+
+    def adapt(self) -> None:
+        """Lets paths suit their links, if those were measured."""
+        links, layout = self.tuner.links, self._layout
+        if links is TYPICAL:
+            return
+        home = layout.islands[layout.island_of(self._rank)]
+        others = [peer for peer in range(layout.size) if peer != self._rank]
+        self._engine.adapt({peer: links.near if peer in home else links.far for peer in others})
 
     def run(
         self,
@@ -200,6 +211,7 @@ class Collectives:
                 self._submit("all_reduce", self._program(plan), noted, noted, Op.MIN, None, None,
                              reply, None)  # fmt: skip
             case Moment.USE:
+                self.adapt()  # by what they have lost since
                 smallest = self._learning.answer(self.timeout)
                 if smallest is None:
                     return

@@ -20,10 +20,11 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from pluribus.comm import errors
+from pluribus.comm.costs import LinkCost
 from pluribus.comm.errors import CollectiveError
 from pluribus.comm.farewell import Farewells
 from pluribus.comm.forks import keep_from_children
@@ -187,6 +188,10 @@ class Engine:
             self._stall = self._health.stall = stall
 
         self.call(act)
+
+    def adapt(self, links: Mapping[int, LinkCost]) -> None:
+        """See `Mesh.adapt`."""
+        self.call(lambda: self._mesh.adapt(links))
 
     def fail(self, error: CollectiveError) -> None:
         """Ends everything pending here and at the peers; returns when that is done here."""

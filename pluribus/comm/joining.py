@@ -126,6 +126,7 @@ def join(
     chunk = options.chunk_bytes or CHUNK_BYTES
     chooser = Tuner(layout, links, chunk, corrections, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
+    made.adapt()
     several_hosts = len({place.host for place in places}) > 1
     native = [_has_library([places[member] for member in members]) for members in layout.islands]
     made.relays = len(native) > 1 and any(native)

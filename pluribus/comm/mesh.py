@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pluribus.comm.costs import LinkCost
 from pluribus.comm.transports.base import Path
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,13 @@ class Mesh:
     def lost_aggregator(self) -> bool:
         """Whether paths go to what takes an aggregator's place."""
         return any(path.needs_all for path in self.paths())
+
+    def adapt(self, links: Mapping[int, LinkCost]) -> None:
+        """Lets the paths to peers be what suits the links to them."""
+        for peer, link in links.items():
+            if peer in self.messages:
+                for path in (*self.data[peer], self.messages[peer]):
+                    path.adapt(link.latency_s, link.bytes_per_s, link.loss)
 
     def numbered(self, peer: int) -> list[Path]:
         """The paths to one peer, in the same order at both ends."""

@@ -178,7 +178,7 @@ class Generator:
         """The least step in which a mix of the known columns delivers the global batch."""
         high = low
         # Of sizes that do not divide the batch, whole micro-batches may never reach it.
-        while self.mix(high, columns).total < self.batch and high < 1e4 * self.ideal_seconds:
+        while self.mix(high, columns).total < self.batch and high < 1e9 * self.ideal_seconds:
             low, high = high, high * 1.25
         while high - low > 1e-4 * high:
             middle = (low + high) / 2

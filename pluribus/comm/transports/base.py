@@ -231,6 +231,15 @@ class Path(ABC):
         """Number for the peer's `acknowledge`, now and then."""
         return None
 
+    def adapt(self, latency_s: float, bytes_per_s: float, loss: float) -> None:  # noqa: B027
+        """The link below was measured, and may suit another way of sending.
+
+        Args:
+            latency_s: of a small message, one way.
+            bytes_per_s: of a large one.
+            loss: share of packets sent again.
+        """
+
     def acknowledge(self, number: int) -> None:  # noqa: B027
         """The peer has all frames before this one."""
 
