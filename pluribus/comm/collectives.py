@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from pluribus.comm.algorithms import flat, relay
-from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS, compare_digests, program
 from pluribus.comm.codecs.base import Codec
@@ -29,7 +28,7 @@ from pluribus.comm.options import Options
 from pluribus.comm.program import Builder, Program
 from pluribus.comm.reduce import Op, reduction
 from pluribus.comm.scratch import Scratch
-from pluribus.comm.tuner import Tuner
+from pluribus.comm.tuner import Tuner, coding_of
 from pluribus.core.units import KIB, MIB, format_bytes
 
 _PARTED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
@@ -38,7 +37,6 @@ _LINEAR = (Op.SUM, Op.AVG, Op.PREMUL_SUM)
 CHUNK_BYTES = MIB
 _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
 _KEPT_PROGRAMS = 256
-_FAST_GIGABYTES_PER_S = 5.0  # of a codec whose decoding takes about as long as copying
 
 STAGING_BYTES = 64 * MIB  # of host memory per operation and rank, where the algorithm needs no more
 
@@ -154,6 +152,10 @@ class Collectives:
         num_bytes = whole * output.element_size()
         codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
         addable = self.tuner.aggregated and op in _LINEAR and output.dtype is torch.float32
+        if codec is not None and not self.forced:
+            # Of other widths less is saved, and whoever sums those wants it so.
+            pays = self.tuner.worth_coding(operation, num_bytes, codec, addable)
+            codec = codec if pays or output.dtype is not torch.float32 else None
         name = self._choose(operation, num_bytes, codec is not None, addable)
         if name != "islands":
             codec = None
@@ -228,8 +230,7 @@ class Collectives:
             return known
         coding = None
         if plan.codec is not None:
-            fast = plan.codec.gigabytes_per_s >= _FAST_GIGABYTES_PER_S
-            coding = Coding(plan.codec.block, plan.codec.num_bytes, plan.element_size, fast)
+            coding = coding_of(plan.codec, plan.element_size)
         verify = self._options.verify and plan.operation == "all_reduce"
         if plan.name == "relay":
             builder = Builder(self._rank, self._options.streams)
