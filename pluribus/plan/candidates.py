@@ -110,6 +110,7 @@ def _mixed(generator: Generator, deadline: float) -> Iterator[Team]:
     Columns that make others wait a little longer for their sums may fill the chips better.
     """
     few = generator.available.sum() <= _SMALL  # any column may fill what the others leave over
+    generator = generator.aside()
     generator.price(deadline, generator.chip_prices(deadline), _DEPTHS)
     opening = {c: c.stages[0].kind.tensor_parallel for c in generator.columns}
     tried: set[tuple[Column, ...]] = set()
@@ -130,7 +131,6 @@ def _mixed(generator: Generator, deadline: float) -> Iterator[Team]:
                     team = whole_team(generator, soonest, columns)
                     if team is not None:
                         yield team
-        generator.share(wide, tail)
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:
