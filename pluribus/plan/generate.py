@@ -25,6 +25,7 @@ from pluribus.plan.sums import Members, estimated_tails, layer_sums
 from pluribus.predict.setting import Setting
 
 _ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
+_STRIDE = 1.1  # from the deadline of one round to that of the next at most
 _SETTLED = 5e-4  # a round that lowers the step by less is the last
 _CAPS = 10  # limits on a stage's seconds tried in a round for a micro-batch size
 _NEAR = 0.93  # of the best limit's ratio: limits that promise less are not tried
@@ -248,10 +249,20 @@ class Generator:
                 return np.inf
             self.price(deadline, deadline * self.speeds * 0.85)
         before = self.deadline(self.ideal_seconds)
+        center = deadline * self.speeds * 0.85
         for _ in range(_ROUNDS):
-            self.price(before, self.chip_prices(before))
+            # The first few columns make wild prices: at those in the middle better ones are found.
+            aim = min(before, deadline * _STRIDE)
+            wild = aim < before
+            deadline = aim
+            prices = self.chip_prices(aim)
+            if wild:
+                prices = prices / max(prices @ self.available, 1e-30) * self.batch
+                prices = (prices + center / (center @ self.available) * self.batch) / 2
+                center = prices
+            self.price(aim, prices)
             now = self.deadline(self.ideal_seconds)
-            settled = now > before * (1 - _SETTLED)
+            settled = now > before * (1 - _SETTLED) and not wild
             before = now
             if settled and estimated:
                 break
