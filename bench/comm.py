@@ -252,15 +252,17 @@ def openmpi(bench: Bench, python: str) -> None:
 
 
 def after_death(bench: Bench, times: int) -> None:
-    for number in range(times):
+    ways = (("shared memory", {}), ("TCP", {"SHARED_MEMORY": "0"}))
+    for number, (way, options) in enumerate(way for way in ways for _ in range(times)):
         ranks = [
             {"rank": rank, "size": 4, "backend": "pluribus", "address": "127.0.0.1",
              "port": 29_800 + number, "sizes": [], "repeats": 1, "kill": True}
             for rank in range(4)
         ]  # fmt: skip
-        found = start(ranks, [None] * 4, {}, LIMIT)
-        seconds = LIMIT if found is None else found["after_death"]
-        bench.keep("SIGKILL → next all-reduce done", "pluribus", 16 * MIB, seconds)
+        found = start(ranks, [None] * 4, options, LIMIT) or {"raised": LIMIT, "after_death": LIMIT}
+        who = f"pluribus, {way}"
+        bench.keep("SIGKILL → raised on every survivor", who, 16 * MIB, found["raised"])
+        bench.keep("SIGKILL → next all-reduce done", who, 16 * MIB, found["after_death"])
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ def torch_rank(given: dict[str, Any]) -> dict[Any, Any]:
     store = dist.TCPStore(given["address"], given["port"], size, rank == 0)
     dist.init_process_group(given["backend"], store=store, rank=rank, world_size=size)
     if given.get("kill"):
-        return {"after_death": after_death(rank, size)}
+        return after_death(rank, size)
     generator = torch.Generator().manual_seed(rank)
 
     def tensor(num_bytes: int) -> torch.Tensor:
@@ -82,26 +83,35 @@ def timed(
     return results
 
 
-def after_death(rank: int, size: int) -> float:
-    """Seconds from a SIGKILL of the last rank to the end of the next 16 MiB all-reduce."""
+def after_death(rank: int, size: int) -> dict[str, float]:
+    """Seconds from a SIGKILL of the last rank until every survivor has the error, and until the
+    next 16 MiB all-reduce among them is done."""
     import torch
     import torch.distributed as dist
 
+    store = dist.distributed_c10d._get_default_store()
     x = torch.ones(4 * MIB)
     if rank == size - 1:
         dist.all_reduce(x)
-        dist.distributed_c10d._get_default_store().set("died", str(time.time()))
+        store.set("died", str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         while True:
             dist.all_reduce(x, op=dist.ReduceOp.MAX)
     except RuntimeError:
+        raised = time.time()
         dist.group.WORLD.reconfigure(list(range(size - 1)), 1)
     dist.all_reduce(x, op=dist.ReduceOp.MAX)
     ended = time.time()
+    store.set(f"raised/{rank}", str(raised))
     if rank:
+        with contextlib.suppress(RuntimeError):  # rank 0, whose store it is, has ended
+            store.get("over")
         os._exit(0)
-    return ended - float(dist.distributed_c10d._get_default_store().get("died"))
+    died = float(store.get("died"))
+    last = max(float(store.get(f"raised/{each}")) for each in range(size - 1))
+    store.set("over", "")
+    return {"raised": last - died, "after_death": ended - died}
 
 
 def sent() -> int:

@@ -25,8 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from published_cells import read_rows
 from published_programs import by_driver
-from published_rows import Row, UnusableError, parse_row, read_rows
+from published_rows import Row, UnusableError, parse_row
 
 from pluribus.core.errors import PlanError, PluribusError
 from pluribus.core.units import GIB

@@ -14,6 +14,10 @@ from pluribus.predict.software import Software
 
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
 
+# Nobody publishes a run that idles for more than this share of its work where its program could
+# cut the stages finer; a typical figure, not fitted.
+_MOST_BUBBLE = 0.25
+
 
 def likely_layout(
     layout: Layout,
@@ -52,6 +56,19 @@ def likely_layout(
         how = "one whose memory is nearest" if peak_gib else "quickest that fits"
         flags.append(f"no micro-batch given, taken as the {how}")
     return chosen, flags
+
+
+def likely_chunks(stages: int, micro_batches: int, layers: int) -> int:
+    """Virtual stages of a run that does not give them: as few as keep the bubble of interleaved
+    1F1B, (S - 1) / (v M) of the work, within bounds."""
+    chunks = 1
+    while (
+        micro_batches % stages == 0
+        and 2 * chunks * stages <= layers
+        and (stages - 1) / (chunks * micro_batches) > _MOST_BUBBLE
+    ):
+        chunks *= 2
+    return chunks
 
 
 def least_layout(layout: Layout, unknown: Iterable[str]) -> tuple[Layout, list[str]]:

@@ -15,7 +15,7 @@ _DID_NOT = re.compile(
     re.I,
 )
 _YES = re.compile(r"\s*(1|1\.0|true|yes|y)\s*", re.I)
-_MORE_THAN = re.compile(r"\s*([>≥]|\+?inf)", re.I)
+_MORE_THAN = re.compile(r"\s*([>≥∞]|\+?inf)", re.I)
 
 
 def ran_out(row: Mapping[str, object], flags: list[str], *, timed: bool) -> bool:

@@ -35,10 +35,11 @@ OWN_GPT = replace(MEGATRON_2021, update_bytes=24, loss_passes=0.56, sum_wait_s=1
 _GPT2_VOCABULARY = 50257
 
 # Words of a row that name its program, the first that fits: its own name, or that of the collection
-# it is published with. Projects that are built on a program count as it.
+# it is published with. Projects that are built on a program count as it, and MegaScale (Jiang et
+# al. 2024, arXiv 2402.15627), which runs every sum and message under products, as Megatron-Bridge.
 _NAMED = (
     (r"vtrain.*ground_truth_single", OWN_GPT),
-    (r"megatron-?bridge|\bnemo\b", MEGATRON_BRIDGE),
+    (r"megatron-?bridge|\bnemo\b|megascale", MEGATRON_BRIDGE),
     (r"megatron-?deepspeed", MEGATRON_DEEPSPEED),
     (r"torchtitan|llm-foundry|\bfsdp2?\b", FSDP),
     (r"megatron|flagscale|modellink|mindspeed", MEGATRON),
@@ -53,6 +54,9 @@ _REWRITTEN, _FLASH = 2022.5, 2024.0
 # Megatron-LM sums the gradients of inputs under the products of weights
 # (`--no-async-tensor-model-parallel-allreduce` switches it off); forks made before do not.
 _SUMS_OVERLAPPED = 2021.8
+# Since its release of June 2026 Megatron-Bridge exchanges experts' tokens under products inside an
+# NVLink domain. How much of it is read off one model's runs of both sides on GB200 (Qwen3 30B).
+_EXPERTS_OVERLAPPED, _EXPERTS_HIDDEN = 2026.4, 0.9
 # Gated networks came with Llama; runs in fp16 end with the programs of before the rewriting.
 _GATED = 2023.2
 
@@ -66,6 +70,11 @@ _COMPILED_LOGIT_BYTES = 6
 def recomputes(row: Mapping[str, str]) -> bool:
     """Whether a run's program can do the recomputation that its row may name."""
     return _named(row) is not OWN_GPT
+
+
+def interleaves(row: Mapping[str, str]) -> bool:
+    """Whether a run's program can hold several runs of layers on a stage."""
+    return _named(row) not in (OWN_GPT, MEGATRON_DEEPSPEED)
 
 
 def vocabulary_of(row: Mapping[str, str], tp: int) -> int:
@@ -82,8 +91,13 @@ def told(row: Mapping[str, str]) -> str:
 
 
 def _named(row: Mapping[str, str]) -> Software | None:
-    words = told(row)
-    return next((found for name, found in _NAMED if re.search(name, words, re.I)), None)
+    # A table may compare programs: what it says of the run counts before what its source does.
+    own = " ".join(row.get(k) or "" for k in ("table", "model", "note"))
+    for words in (own, told(row)):
+        for name, found in _NAMED:
+            if re.search(name, words, re.I):
+                return found
+    return None
 
 
 def program_of(
@@ -107,6 +121,8 @@ def program_of(
         program = _megatron(program, date, precision, words)
     elif program == FSDP:
         program = _sharded(date, tp, words)
+    elif program == MEGATRON_BRIDGE and date > _EXPERTS_OVERLAPPED:
+        program = replace(program, overlap_experts=_EXPERTS_HIDDEN)
     if re.search(r"\blora\b", words, re.I):
         program = replace(program, frozen=True)
     if re.search(r"async.?tp", words, re.I):
@@ -143,6 +159,9 @@ def _megatron(program: Software, date: float, precision: str, words: str) -> Sof
         found = MEGATRON
     if program != MEGATRON_DEEPSPEED:
         return found
+    if precision == "bf16":
+        # `BF16_Optimizer.update_hp_grads`: a gradient is copied to fp32 and the copy then added.
+        found = replace(found, accumulate_bytes=18)
     return replace(
         found, blocking_messages=True, rendezvous=program.rendezvous,
         message_byte_s=program.message_byte_s, sum_byte_s=program.sum_byte_s,
@@ -152,7 +171,7 @@ def _megatron(program: Software, date: float, precision: str, words: str) -> Sof
 
 def _sharded(date: float, tp: int, words: str) -> Software:
     """Fully sharded PyTorch of that time, with or without a compiler."""
-    program = FSDP
+    program = FSDP if date >= _FLASH else replace(FSDP, flash_generation=1)
     if re.search(_FUSED_LOSS, words, re.I):
         program = replace(program, logit_bytes=4)
     if tp > 1:
@@ -184,6 +203,8 @@ def _given_date(words: str) -> float | None:
         return 2000 + int(found[1]) + (int(found[2]) - 0.5) / 12
     if found := re.search(r"(?<!\d)(20[12]\d)-?(0\d|1[0-2])(?!\d)", words):
         return int(found[1]) + (int(found[2]) - 0.5) / 12
+    if found := re.search(r"\b(2\d)\.(0\d|1[0-2])(?:\.\d\d)? NeMo", words):
+        return 2000 + int(found[1]) + (int(found[2]) - 0.5) / 12
     if found := re.search(r"\((20[12]\d)\b", words):
         return float(found[1])
     if found := re.search(r"\b(?:SC|ICLR|ICML|NeurIPS|MICRO|NSDI|OSDI|MLSys)'?(\d\d)\b", words):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from published_cells import number, peak_gib, recompute_kind, step_seconds, whole, zero_stage
 from published_chips import UnusableError, pool_of
-from published_guess import least_layout, likely_layout
+from published_guess import least_layout, likely_chunks, likely_layout
 from published_memory import ran_out
-from published_programs import program_of, recomputes, told, vocabulary_of
+from published_models import looks_mixed, named_config
+from published_programs import interleaves, program_of, recomputes, told, vocabulary_of
 
 from pluribus.core.errors import PluribusError
 from pluribus.hardware.chip import Chip
@@ -22,41 +22,6 @@ from pluribus.model.model import Model
 from pluribus.predict.regular import Layout
 from pluribus.predict.software import Software
 from pluribus.spec.plan import ScheduleName
-
-# Public configs of models whose rows give no sizes (their config.json on Hugging Face).
-_DEEPSEEK_V3 = {
-    "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432,
-    "moe_intermediate_size": 2048, "num_hidden_layers": 61, "num_attention_heads": 128,
-    "num_key_value_heads": 128, "n_routed_experts": 256, "n_shared_experts": 1,
-    "num_experts_per_tok": 8, "first_k_dense_replace": 3, "q_lora_rank": 1536,
-    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-    "vocab_size": 129280, "moe_layer_freq": 1,
-}  # fmt: skip
-_MIXTRAL = {
-    "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000,
-}  # fmt: skip
-_QWEN3_MOE = {
-    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "head_dim": 128,
-    "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936,
-}  # fmt: skip
-_GPT_OSS_120B = {
-    **_QWEN3_MOE, "hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64,
-    "moe_intermediate_size": 2880, "num_hidden_layers": 36, "num_attention_heads": 64,
-    "num_key_value_heads": 8, "num_experts_per_tok": 4, "vocab_size": 201088,
-}  # fmt: skip
-_NAMED = {
-    r"gpt.?oss.?120b": _GPT_OSS_120B,
-    r"deepseek.?v3": _DEEPSEEK_V3,
-    r"mixtral.?8x7b": _MIXTRAL,
-    r"qwen3.?30b": _QWEN3_MOE,
-    r"qwen3.?235b": {
-        **_QWEN3_MOE, "hidden_size": 4096, "intermediate_size": 12288,
-        "moe_intermediate_size": 1536, "num_hidden_layers": 94, "num_attention_heads": 64,
-    },
-}  # fmt: skip
 
 _PRECISIONS = (
     ("fp8", "fp8"), ("float8", "fp8"), ("e4m3", "fp8"), ("fp4", "fp8"), ("bf16", "bf16"),
@@ -101,16 +66,6 @@ class Row:
     flags: tuple[str, ...]
 
 
-def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows as strings, with the name of their file; cells beyond the header under ""."""
-    name = Path(path).stem
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        return [
-            {**{(key or "").strip().lower(): cell for key, cell in row.items()}, "file": name}
-            for row in csv.DictReader(file)
-        ]
-
-
 def parse_row(row: Mapping[str, str]) -> Row:
     """Builds what `predict` needs.
 
@@ -119,32 +74,54 @@ def parse_row(row: Mapping[str, str]) -> Row:
     """
     flags: list[str] = []
     words = told(row)
-    tp, pp, cp = _whole(row, "tp"), _whole(row, "pp"), _whole(row, "cp") or 1
-    dp, chips = _whole(row, "dp"), _whole(row, "n_gpu")
+    tp, pp, cp = whole(row, "tp"), whole(row, "pp"), whole(row, "cp")
+    dp, chips = whole(row, "dp"), whole(row, "n_gpu")
+    if dp and dp == chips and not (tp and pp):
+        tp, pp = tp or 1, pp or 1
+        flags.append("no tp or pp given, taken as 1: dp is all of n_gpu")
+    if cp is None and tp and pp and dp and chips and chips % (tp * pp * dp) == 0:
+        cp = chips // (tp * pp * dp)
+        if cp > 1:
+            flags.append("no cp given, taken as what n_gpu leaves")
+    cp = cp or 1
     if tp and pp and chips and dp is None and chips % (tp * pp * cp) == 0:
         dp = chips // (tp * pp * cp)
         flags.append("no dp given, taken as what n_gpu leaves")
     if tp and pp and dp and chips is None:
         chips = tp * pp * cp * dp
-    sequence, batch = _whole(row, "seq"), _whole(row, "global_batch")
+    sequence, batch = whole(row, "seq"), whole(row, "global_batch")
+    seconds, memory = step_seconds(row, flags), peak_gib(row, flags)
+    rate = number(row, "tokens_per_s")
+    if (
+        batch
+        and sequence
+        and batch >= sequence
+        and "tok" in (row.get("global_batch") or "").lower()
+    ):
+        batch //= sequence
+        flags.append("global batch given in tokens")
+    if batch is None and sequence and seconds and rate:
+        batch = max(1, round(rate * seconds / sequence))
+        flags.append("no global batch given, taken from tokens/s and the time")
     found = {"tp": tp, "pp": pp, "dp": dp, "n_gpu": chips, "seq": sequence, "global_batch": batch}
     if missing := [name for name, value in found.items() if value is None]:
         raise UnusableError(f"no {', '.join(missing)}")
-    seconds, memory = _seconds(row, flags), _number(row, "peak_mem_gb")
-    rate = _number(row, "tokens_per_s")
     out = ran_out(row, flags, timed=bool(seconds or rate))
     if seconds is None and not out and rate:
         seconds = batch * sequence / rate
         flags.append("time taken from tokens/s")
+    elif seconds and rate and not 0.95 < rate * seconds / (batch * sequence) < 1.05:
+        flags.append("time, batch and tokens/s disagree; the time is taken")
     if seconds is None and memory is None and not out:
         raise UnusableError("neither time nor memory")
     if re.search(r"\blora\b", words, re.I):
         flags.append("adapters only, predicted as training with frozen weights")
     elif re.search(r"\bsft\b", words, re.I):
         flags.append("fine-tuning, predicted as pretraining")
-    schedule, virtual = _schedule(row, pp, words, flags)
-    given = re.match(r"\s*(none|selective|full)", row.get("recompute") or "", re.I)
-    recompute = given[1].lower() if given else "none"
+    micro, zero = whole(row, "micro_batch"), zero_stage(row)
+    schedule, virtual = _schedule(row, pp, batch // (dp * (micro or 1)), words, flags)
+    given = recompute_kind(row)
+    recompute = given or "none"
     if given is None:
         flags.append("no recompute given, taken as none")
     if recompute != "none" and not recomputes(row):
@@ -153,10 +130,9 @@ def parse_row(row: Mapping[str, str]) -> Row:
     unsure = "?" in (row.get("gpu") or "")
     if unsure:
         flags.append("chip given with a question mark")
-    micro, zero = _whole(row, "micro_batch"), _whole(row, "zero", least=0)
     layout = Layout(
-        tp=tp, pp=pp, dp=dp, cp=cp, ep=_whole(row, "ep") or 1,
-        virtual_stages=virtual, zero=min(zero or 0, 3), micro_batch=micro or 1,
+        tp=tp, pp=pp, dp=dp, cp=cp, ep=whole(row, "ep") or 1,
+        virtual_stages=virtual, zero=zero or 0, micro_batch=micro or 1,
         global_batch=batch, recompute=recompute,
         schedule=schedule,
     )  # fmt: skip
@@ -169,7 +145,8 @@ def parse_row(row: Mapping[str, str]) -> Row:
         raise UnusableError(f"tp {tp} or ep {layout.ep} does not divide {row.get('model')}")
     if pp > len(model.layers) - 2:
         raise UnusableError(f"{pp} stages of {len(model.layers) - 2} blocks")
-    pool = pool_of(row.get("gpu") or "", chips)
+    pool, doubts = pool_of(row.get("gpu") or "", chips)
+    flags += doubts
     precision = _precision(row, words, flags)
     if "fp4" in (row.get("precision") or "").lower():
         flags.append("4-bit, predicted as 8-bit at twice the rate")
@@ -192,6 +169,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
         else:
             layout, guessed = likely_layout(layout, model, pool, run, unknown, memory)
         flags += guessed
+    # Forward, and the backward's two parts, of which adapters need one.
+    needed = (2 if software.frozen else 3) * model.forward_flops_per_token(sequence)
+    if seconds and needed * batch * sequence > seconds * chips * _peak(pool.chip, precision):
+        flags.append("quicker than its chips' peak allows")
     group = f"{row.get('source') or '?'} [{row['file']}]"
     return Row(
         group=group,
@@ -209,6 +190,10 @@ def parse_row(row: Mapping[str, str]) -> Row:
     )
 
 
+def _peak(chip: Chip, precision: str) -> float:
+    return max(chip.peak_tflops.get(precision, 0.0) * 1e12, chip.matmul_flops(precision))
+
+
 def _wide(chip: Chip) -> dict[str, float]:
     return {k: v for k, v in chip.measured_tflops.items() if k != "fp8"}
 
@@ -224,72 +209,52 @@ def _precision(row: Mapping[str, str], words: str, flags: list[str]) -> str:
     return "fp8" if found == "bf16" and "float8" in words else found
 
 
-def _seconds(row: Mapping[str, str], flags: list[str]) -> float | None:
-    """Of one step; a cell may name another unit."""
-    seconds = _number(row, "iter_time_s")
-    if seconds and re.search(r"\d\s*ms\b", row.get("iter_time_s") or "", re.I):
-        flags.append("time given in milliseconds")
-        return seconds / 1000
-    return seconds
-
-
-def _number(row: Mapping[str, str], key: str) -> float | None:
-    """The first positive number of a cell such as ``3(FSDP2)`` or ``1,024``."""
-    found = re.search(r"\d+(\.\d+)?([eE][-+]?\d+)?", (row.get(key) or "").replace(",", ""))
-    number = float(found.group()) if found else 0.0
-    return number if 0 < number < math.inf else None
-
-
-def _whole(row: Mapping[str, str], key: str, least: int = 1) -> int | None:
-    """The same as a whole number; with ``least=0`` zero counts as given."""
-    number = _number(row, key)
-    if number is None:
-        return 0 if least == 0 and re.match(r"\s*0", row.get(key) or "") else None
-    return int(number) if number >= 1 else None
-
-
 def _schedule(
-    row: Mapping[str, str], pp: int, words: str, flags: list[str]
+    row: Mapping[str, str], pp: int, micro_batches: int, words: str, flags: list[str]
 ) -> tuple[ScheduleName, int]:
     """The schedule a row names, and its virtual stages."""
-    virtual = _whole(row, "vpp")
+    virtual = whole(row, "vpp")
     if pp == 1:
         return "1f1b", virtual or 1
     for pattern, schedule in _SCHEDULES:
         if re.search(pattern, words, re.I):
             return schedule, virtual or 1
     if virtual is None:
-        between = bool(re.search(r"interleaved", words, re.I))
-        flags.append(f"no virtual stages given, taken as {2 if between else 1}")
-        virtual = 2 if between else 1
+        virtual = 2 if re.search(r"interleaved", words, re.I) else 1
+        if interleaves(row) and not re.search(r"1f1b|interleaved", words, re.I):
+            virtual = likely_chunks(pp, micro_batches, whole(row, "layers") or pp)
+        flags.append(f"no virtual stages given, taken as {virtual}")
     return ("interleaved" if virtual > 1 else "1f1b"), virtual
 
 
 def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
-    layers, hidden = _whole(row, "layers"), _whole(row, "hidden")
+    layers, hidden = whole(row, "layers"), whole(row, "hidden")
     if layers and layers > _MOST_LAYERS:
         raise UnusableError(f"{layers} layers")
-    for pattern, config in _NAMED.items():
-        if re.search(pattern, row.get("model") or "", re.I):
-            depth = {"num_hidden_layers": layers} if layers else {}
-            if layers and "first_k_dense_replace" in config:
-                dense = config["first_k_dense_replace"] * layers / config["num_hidden_layers"]
-                depth["first_k_dense_replace"] = max(1, round(dense))
-            return _build(tuple({**config, **depth}.items()))
-    vocab = _whole(row, "vocab") or vocabulary_of(row, tp)
+    if config := named_config(row, layers, hidden):
+        if not hidden:
+            flags.append("sizes looked up by the model's name")
+        return _build(tuple(config.items()))
+    if looks_mixed(row):
+        flags.append("experts not described, predicted as a dense model")
+    vocab = whole(row, "vocab") or vocabulary_of(row, tp)
     size = re.search(r"(\d+(?:\.\d+)?)\s*B\b", row.get("model") or "", re.I)
     if layers is None and hidden and size:
-        layers = round((float(size[1]) * 1e9 - vocab * hidden) / (12 * hidden**2))
+        width, keys = whole(row, "ffn") or 4 * hidden, whole(row, "kv_heads")
+        shared = keys / (whole(row, "heads") or keys) if keys else 1.0
+        gated = width != 4 * hidden
+        block = (2 + 2 * shared) * hidden**2 + (3 if gated else 2) * hidden * width
+        layers = round((float(size[1]) * 1e9 - (1 + gated) * vocab * hidden) / block)
         flags.append("no layers given, taken from the size in the model's name")
     if not hidden or not layers or not 1 <= layers <= _MOST_LAYERS:
         raise UnusableError("no layers or hidden, and not a model known by name")
-    heads = _whole(row, "heads")
+    heads = whole(row, "heads")
     if heads is None:
         fitting = [n for n in range(tp, hidden + 1, tp) if hidden % n == 0]
         heads = min(fitting or [1], key=lambda n: abs(n - hidden / 128))
         flags.append("no heads given, taken as about hidden / 128")
-    width = _whole(row, "ffn") or 4 * hidden
-    keys = _whole(row, "kv_heads") or heads
+    width = whole(row, "ffn") or 4 * hidden
+    keys = whole(row, "kv_heads") or heads
     if hidden % heads:
         raise UnusableError(f"hidden {hidden} is not a multiple of heads {heads}")
     if width != 4 * hidden or keys != heads:
@@ -301,7 +266,7 @@ def _model(row: Mapping[str, str], tp: int, flags: list[str]) -> Model:
     else:
         config = {
             "model_type": "gpt2", "n_embd": hidden, "n_head": heads, "n_layer": layers,
-            "vocab_size": vocab, "n_positions": _whole(row, "seq") or 2048,
+            "vocab_size": vocab, "n_positions": whole(row, "seq") or 2048,
         }  # fmt: skip
     return _build(tuple(config.items()))
 

@@ -35,6 +35,8 @@ def flatten(tensors: Sequence[torch.Tensor], read: bool, staging: Staging | None
     other chips pass through host memory: reading waits for the chip's current stream, copying back
     is over when it returns.
     """
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        raise CollectiveError("only dense tensors are sent")
     real = [torch.view_as_real(t) if t.is_complex() else t for t in (x.detach() for x in tensors)]
     first = real[0]
     stays = staging is not None or first.device.type == "cpu"

@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from pluribus.comm.algorithms import flat, relay
 from pluribus.comm.algorithms.islands import Coding
@@ -16,6 +15,8 @@ from pluribus.comm.algorithms.registry import ALGORITHMS, compare_digests, progr
 from pluribus.comm.codecs.base import Codec
 from pluribus.comm.codecs.registry import codec as codec_named
 from pluribus.comm.codecs.residuals import Residuals
+from pluribus.comm.codecs.slots import Slots
+from pluribus.comm.costs import TYPICAL
 from pluribus.comm.devices.copies import Copies, Staging
 from pluribus.comm.devices.island import Island
 from pluribus.comm.devices.staged import staged
@@ -99,8 +100,7 @@ class Collectives:
         )
         self._programs: dict[_Plan, Program] = {}
         self._scratch = Scratch()
-        self._slots: dict[tuple, tuple[str, StorageWeakRef]] = {}
-        self._numbers: dict[str, int] = {}
+        self._slots = Slots(self.residuals)
 
     def change(self, layout: Layout, tuner: Tuner) -> None:
         """Goes by other figures of the same ranks and islands; all ranks do at the same operation.
@@ -108,12 +108,20 @@ class Collectives:
         Where rails are cut otherwise, what the codec owed is forgotten with the old cut.
         """
         self.tuner = tuner
+        self.adapt()
         if layout != self._layout:
             self._layout = layout
             self._programs.clear()
-            self._slots.clear()
-            self._numbers.clear()
-            self.residuals.forget()
+            self._slots.forget()
+
+    def adapt(self) -> None:
+        """Lets paths suit their links, if those were measured."""
+        links, layout = self.tuner.links, self._layout
+        if links is TYPICAL:
+            return
+        home = layout.islands[layout.island_of(self._rank)]
+        others = [peer for peer in range(layout.size) if peer != self._rank]
+        self._engine.adapt({peer: links.near if peer in home else links.far for peer in others})
 
     def run(
         self,
@@ -156,7 +164,9 @@ class Collectives:
         if name != "islands":
             codec = None
         chunk = max(1, (self._options.chunk_bytes or CHUNK_BYTES) // output.element_size())
-        if self.relays and name == "islands" and operation == "all_reduce":
+        # A coded all-gather is decoded from the same bytes everywhere, also by the neighbours.
+        relayed = operation in relay.WRITTEN and not (operation == "all_gather" and codec)
+        if self.relays and name == "islands" and relayed and elements:
             name = "relay"
         by_library = (
             name == "relay"
@@ -171,7 +181,8 @@ class Collectives:
         steps = self._program(plan)
         residual = None
         if codec is not None and codec.feeds_back and key is not None:
-            residual = self.residuals.of(self._slot(operation, key, elements), steps.residuals)
+            name = self._slots.name(operation, key, elements)
+            residual = self.residuals.of(name, steps.residuals)
         if not by_library:
             copies = staging.copies() if staging is not None else None
             if codec is None and staging is None and not self.forced:
@@ -182,12 +193,12 @@ class Collectives:
             self._submit(operation, steps, given, output, op, codec, residual, end, copies)
             return
 
-        def across(shard: torch.Tensor, copies: Copies, ended: End) -> None:
-            self._submit(operation, steps, shard, shard, op, codec, residual, ended, copies)
+        def across(part: torch.Tensor, into: torch.Tensor, copies: Copies, ended: End) -> None:
+            self._submit(operation, steps, part, into, op, codec, residual, ended, copies)
 
         assert self.island is not None
-        assert op is not None
-        self.island.all_reduce(output, op, across, codec.block if codec else 1, end)
+        align = codec.block if codec else 1
+        self.island.start(operation, given, output, op, root, across, align, end)
 
     def _learn(self, operation: str) -> None:
         """Counts operations; at some of them, the same on all ranks, all tell each other what they
@@ -204,6 +215,7 @@ class Collectives:
                 self._submit("all_reduce", self._program(plan), noted, noted, Op.MIN, None, None,
                              reply, None)  # fmt: skip
             case Moment.USE:
+                self.adapt()  # by what they have lost since
                 smallest = self._learning.answer(self.timeout)
                 if smallest is not None and self.tuner.corrections.decide(smallest):
                     self.learned()
@@ -219,9 +231,9 @@ class Collectives:
         verify = self._options.verify and plan.operation == "all_reduce"
         if plan.name == "relay":
             builder = Builder(self._rank, self._options.streams)
-            relay.all_reduce(
-                builder, self._layout, plan.elements, plan.chunk, coding, plan.by_library
-            )
+            write = relay.WRITTEN[plan.operation]
+            write(builder, self._layout, plan.elements, plan.chunk, plan.root, coding,
+                  plan.by_library)  # fmt: skip
             if verify:
                 compare_digests(builder, self._layout.size)
             made = builder.build()
@@ -315,24 +327,6 @@ class Collectives:
         if codec is None or not dtype.is_floating_point:
             return None
         return None if codec.exact and dtype is not torch.float32 else codec
-
-    def _slot(self, operation: str, tensor: torch.Tensor, elements: int) -> str:
-        """Name of a tensor's residual: the how manieth of its operation it is.
-
-        Goes by the memory, and only while that lives: another tensor that is later made in the
-        same place must not get what this one is owed.
-        """
-        for key, (name, memory) in list(self._slots.items()):
-            if memory.expired():
-                del self._slots[key]
-                self.residuals.drop(name)
-        memory = StorageWeakRef(tensor.untyped_storage())
-        key = (operation, memory.cdata, tensor.storage_offset(), elements)
-        if key not in self._slots:
-            number = self._numbers.get(operation, 0)
-            self._numbers[operation] = number + 1
-            self._slots[key] = (f"{operation}/{number}", memory)
-        return self._slots[key][0]
 
     def _submit(
         self,

@@ -14,12 +14,13 @@ from typing import Any
 from pluribus.comm.algorithms.aggregated import CHUNK_ELEMENTS
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS, program
-from pluribus.comm.program import Kind, Program
+from pluribus.comm.program import Kind, Program, Step
 from pluribus.predict.algorithms import Algorithm, Phase
 
 # The processor's part of a message (o of LogP, Culler et al. 1993) as a share of the latency inside
-# a host, which is nearly all software; fitted on 1 KiB sums of 4 ranks on 2 cores, bench/tuner.py.
-_OVERHEAD = 0.5
+# a host, which is nearly all software; fitted on sums and gathers of 1 and 16 KiB of 4 ranks on 2
+# cores, bench/tuner.py, 25 November 2026.
+_OVERHEAD = 0.2
 # Of one aggregator process, in and out alike: on one core of an AMD EPYC of 2025, November 2026.
 AGGREGATOR_BYTES_PER_S = 5e8
 _TINY_ELEMENTS = 64  # for each rank: enough for every piece to exist
@@ -87,6 +88,9 @@ class Shape:
         far_share: bytes that enter or leave the busiest island, likewise.
         added: bytes the busiest rank adds to others, per byte of the buffer.
         beside: messages the busiest rank sends and receives beside those of its hops.
+        far_way, near_way: bytes that pass one after the other on the longest way, if nothing is
+            cut into chunks.
+        piece: the longest message.
     """
 
     near_hops: int
@@ -95,6 +99,9 @@ class Shape:
     far_share: float
     added: float
     beside: int
+    far_way: float
+    near_way: float
+    piece: float
 
 
 def shape(operation: str, name: str, layout: Layout) -> Shape:
@@ -123,7 +130,7 @@ def shape(operation: str, name: str, layout: Layout) -> Shape:
             if island[rank] != island[peer]:
                 out[island[rank]] += count
                 into[island[peer]] += count
-    far_hops, near_hops = _longest_way(programs, island)
+    (far_hops, near_hops), (far_way, near_way) = _longest_ways(programs, island)
     messages = max(
         sum(map(len, steps.sends.values())) + sum(map(len, steps.receives.values()))
         for steps in programs
@@ -135,7 +142,14 @@ def shape(operation: str, name: str, layout: Layout) -> Shape:
         max(*out, *into) / elements,
         max(_added(steps) for steps in programs) / elements,
         max(0, messages - 2 * (near_hops + far_hops)),
+        far_way / elements,
+        near_way / elements,
+        max((step.source.size for p in programs for step in _sends(p)), default=0) / elements,
     )
+
+
+def _sends(steps: Program) -> list[Step]:
+    return [step for step in steps.steps if step.kind is Kind.SEND]
 
 
 def _added(steps: Program) -> int:
@@ -143,10 +157,13 @@ def _added(steps: Program) -> int:
     return sum(step.target.size for step in steps.steps if step.kind in kinds)
 
 
-def _longest_way(programs: Sequence[Program], island: Sequence[int]) -> tuple[int, int]:
-    """(far hops, near hops) of the longest chain of steps over all ranks."""
+_Way = tuple[int, int]  # what crosses between islands, and what moves inside
+
+
+def _longest_ways(programs: Sequence[Program], island: Sequence[int]) -> tuple[_Way, _Way]:
+    """Over all chains of steps, the most hops one after the other, and the most elements."""
     waits = [list(steps.waits) for steps in programs]
-    length = [[(0, 0)] * len(steps.steps) for steps in programs]
+    hops, moved = ([[(0, 0)] * len(steps.steps) for steps in programs] for _ in range(2))
     partner: dict[tuple[int, int], tuple[int, int]] = {}
     for rank, steps in enumerate(programs):
         for (peer, lane), numbers in steps.sends.items():
@@ -162,30 +179,35 @@ def _longest_way(programs: Sequence[Program], island: Sequence[int]) -> tuple[in
         for number, count in enumerate(counts)
         if not count
     ]
-    longest = (0, 0)
     while ready:
         rank, number = ready.pop()
-        here = length[rank][number]
-        longest = max(longest, here)
-        after = [(rank, later, here) for later in programs[rank].blocks[number]]
-        if programs[rank].steps[number].kind is Kind.SEND:
+        step = programs[rank].steps[number]
+        after = [(rank, later, 0, 0) for later in programs[rank].blocks[number]]
+        if step.kind is Kind.SEND:
             peer, other = partner[rank, number]
-            beyond = programs[rank].steps[number].peer >= len(programs)
-            far = 2 if beyond else int(island[rank] != island[peer])
-            after.append((peer, other, (here[0] + far, here[1] + (not far))))
-        for at, later, way in after:
-            length[at][later] = max(length[at][later], way)
+            far = 2 if step.peer >= len(programs) else int(island[rank] != island[peer])
+            after.append((peer, other, far, int(not far)))
+        for at, later, far, near in after:
+            for way, size in ((hops, 1), (moved, step.source.size)):
+                here = way[rank][number]
+                way[at][later] = max(way[at][later], (here[0] + far * size, here[1] + near * size))
             waits[at][later] -= 1
             if not waits[at][later]:
                 ready.append((at, later))
-    return longest
+    return _most(hops), _most(moved)
+
+
+def _most(ways: Sequence[Sequence[_Way]]) -> _Way:
+    return max(max(each, default=(0, 0)) for each in ways)
 
 
 def priced(name: str, what: Shape, links: Links, chunk_bytes: int) -> Algorithm:
     """The algorithm as `predict` prices it.
 
-    Both kinds of link work at the same time; the slower one sets the time and the other adds the
-    time of one chunk, which is how far ahead it must be.
+    Both kinds of link work at the same time, and the slower one sets the time of a long buffer. A
+    short one is in one piece on each hop and takes as long as its longest way, if that is longer;
+    a long one is cut into chunks and takes this once for a chunk: `Phase` has the passage between
+    the two as a rate that grows with size.
     """
     latency = what.near_hops * links.near.latency_s + what.far_hops * links.far.latency_s
     latency += what.beside * _OVERHEAD * links.near.latency_s
@@ -196,12 +218,12 @@ def priced(name: str, what: Shape, links: Links, chunk_bytes: int) -> Algorithm:
         share, rate = what.far_share, links.far.bytes_per_s
     else:
         share, rate = what.near_share, what.near_share / near if near else links.near.bytes_per_s
-    hops = max(0, what.near_hops + what.far_hops - 1)
-    # The engine's chunks are of a fixed size: a pipeline of D hops fills in D chunk times, or in
-    # less when the buffer is smaller than that; predict's best-chunk term is its lower envelope.
-    fill = hops * chunk_bytes / rate if hops and min(near, far) else 0.0
-    main = Phase(latency, share, rate, 0.0, 0.0, hops_s=min(fill, latency))
-    return Algorithm(name, (main,))
+    # Inside, a hop's bytes are added up too.
+    per_byte = near / what.near_share if what.near_share else 1 / links.near.bytes_per_s
+    way = what.far_way / links.far.bytes_per_s + what.near_way * per_byte
+    longer = max(0.0, way / max(near, far) - 1) if max(near, far) else 0.0
+    half = share * chunk_bytes / what.piece if what.piece else 0.0
+    return Algorithm(name, (Phase(latency, share, rate, longer, half),))
 
 
 def candidates(

@@ -20,12 +20,14 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from pluribus.comm import errors
+from pluribus.comm.costs import LinkCost
 from pluribus.comm.errors import CollectiveError
 from pluribus.comm.farewell import Farewells
+from pluribus.comm.forks import keep_from_children
 from pluribus.comm.health import Health, reason, stall_deadline
 from pluribus.comm.job import Task
 from pluribus.comm.lanes import Lanes
@@ -70,6 +72,7 @@ class Engine:
         self._failure: Exception | None = CollectiveError("the group is not connected yet")
         self._thread = threading.Thread(target=self._run, name="pluribus-comm", daemon=True)
         self._thread.start()
+        keep_from_children(self)
         atexit.register(self.close)  # or peers would take a process that ends for one that died
 
     def _adopt(self, mesh: Mesh) -> None:
@@ -92,6 +95,10 @@ class Engine:
             for peer in mesh.control
             for number, path in enumerate(mesh.numbered(peer))
         }
+
+    def descriptors(self) -> list[int]:
+        """Of all connections."""
+        return [path.fileno() for path in self._mesh.paths()]
 
     # What other threads call.
 
@@ -175,20 +182,23 @@ class Engine:
                 raise CollectiveError("the group was closed")
 
     def expect(self, stall: float) -> None:
-        """Sets after how many seconds of silence, while something is pending, a peer has
-        stalled."""
+        """Sets after how many silent seconds, while something is pending, a peer has stalled."""
 
         def act() -> None:
             self._stall = self._health.stall = stall
 
         self.call(act)
 
-    def abort(self, why: str) -> None:
+    def adapt(self, links: Mapping[int, LinkCost]) -> None:
+        """See `Mesh.adapt`."""
+        self.call(lambda: self._mesh.adapt(links))
+
+    def fail(self, error: CollectiveError) -> None:
         """Ends everything pending here and at the peers; returns when that is done here."""
         ended = threading.Event()
 
         def act() -> None:
-            self._fail(errors.Aborted(why))
+            self._fail(error)
             ended.set()
 
         self.call(act)
@@ -368,8 +378,8 @@ class Engine:
         while self._leaving:
             until, then = self._leaving[0]
             if self._failure is None:
-                delivered = all(path.delivered for path in self._mesh.paths())
-                if not delivered and time.monotonic() < until:
+                delivered = (path.delivered for path in self._mesh.paths())
+                if time.monotonic() < until and not all(delivered):
                     return
                 self._end(errors.Aborted("the group was closed or made anew"), GOODBYE)
             self._leaving.popleft()

@@ -12,7 +12,7 @@ from pluribus.comm.buffers import as_bytes, elements, overlap
 from pluribus.comm.errors import CollectiveError
 from pluribus.comm.joining import by_library
 from pluribus.comm.member import Member, Tensors
-from pluribus.comm.reduce import Op
+from pluribus.comm.reduce import Op, reduction
 from pluribus.comm.work import Work
 
 
@@ -29,7 +29,7 @@ class Group(Member):
         return self.allreduce(tensors, opts)
 
     def _all_reduce(self, tensor: torch.Tensor, opts: Any) -> Work:
-        op = _op(opts)
+        op = _op(opts, tensor)
         flat = self._flat([tensor], read=True)
         _premultiply(flat.data, op)
         work, end = self._work([tensor], flat)
@@ -41,7 +41,7 @@ class Group(Member):
 
     @by_library
     def reduce(self, tensors: Tensors, opts: Any) -> Work:
-        op = _op(opts)
+        op = _op(opts, tensors[0])
         flat = self._flat(tensors, read=True)
         is_root = opts.rootRank == self._rank
         data = flat.data if is_root else flat.data.clone()
@@ -76,7 +76,7 @@ class Group(Member):
     def reduce_scatter_single(
         self, output: torch.Tensor, input: torch.Tensor, opts: Any = None
     ) -> Work:
-        op = _op(opts)
+        op = _op(opts, input)
         given = self._flat([input], read=True).data
         flat = self._flat([output], read=False)
         if op.op == Op.PREMUL_SUM or overlap(given, flat.data):
@@ -272,9 +272,12 @@ class Group(Member):
         return work
 
 
-def _op(opts: Any) -> dist.ReduceOp:
-    op = getattr(opts, "reduceOp", None)
-    return dist.ReduceOp(Op.SUM) if op is None else op
+def _op(opts: Any, tensor: torch.Tensor) -> dist.ReduceOp:
+    """Raises where the op is not defined on the tensor's numbers, before any rank has begun."""
+    given = getattr(opts, "reduceOp", None)
+    op = dist.ReduceOp(Op.SUM) if given is None else given
+    reduction(op.op, tensor.dtype)
+    return op
 
 
 def _premultiply(data: torch.Tensor, op: dist.ReduceOp) -> None:

@@ -158,7 +158,14 @@ class Health:
     def verdict(self) -> CollectiveError | None:
         """What has ended the group; None if it goes on."""
         self.until = None
-        return next(iter(self._verdicts.values()), None)
+        cut_off = None
+        for peer, verdict in self._verdicts.items():
+            via = self._mesh.via.get(peer, -1)
+            if not (peer in self._lost and (via in self._lost or via in self.left)):
+                return verdict
+            what = f"{self._name(via)} is gone, by way of which {self._name(peer)} was reached"
+            cut_off = cut_off or PeerDied(what, [via])
+        return cut_off
 
     def check(self, pending: bool) -> None:
         """Looks at the clock, and asks the peers for a sign of life while something is pending.

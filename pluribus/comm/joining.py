@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from pluribus.comm.engine import Engine
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.meeting import Place
 from pluribus.comm.options import Options
+from pluribus.comm.porter import Porter
+from pluribus.comm.pulse import Watched
 from pluribus.comm.tuner import Tuner
 
 
@@ -33,6 +36,7 @@ class Joined(NamedTuple):
         topology: digest of who is where.
         whole: the vendor's library, if all ranks are one island of its chips.
         unknown: whether it spans hosts between which nothing was measured yet.
+        doors: `Porter.where` of every rank.
     """
 
     collectives: Collectives
@@ -40,6 +44,7 @@ class Joined(NamedTuple):
     topology: str
     whole: Library | None
     unknown: bool
+    doors: tuple[str, ...]
 
 
 class Chips:
@@ -82,27 +87,38 @@ def join(
     timeout: float,
     engine: Engine,
     chips: Chips,
+    porter: Porter,
+    doors: Sequence[str],
+    reached: set[str],
 ) -> Joined:
     """Connects; every member calls it.
 
     Args:
         store: keys of this group and epoch only.
+        porter: this process's own.
+        doors: of every rank, where they have met before.
+        reached: those that this process has ever reached; more are added.
 
     Raises:
-        PeerGone: a peer did not come in time.
+        PeerGone: a peer died meanwhile, or did not come in time.
     """
     own = chips.own()
     library, chip = (own.library_name, own.identity) if own else ("", "")
-    mesh, places = meeting.meet(
-        store, rank, size, epoch, options, address, timeout, library, chip
-    )  # fmt: skip
-    engine.connect(mesh)
-    layout = Layout.of([place.island for place in places])
-    topology = tuner.digest(layout, [place.host for place in places])
-    if rank == 0:  # all must choose alike, so one rank's links are everybody's
-        known = tuner.load(tuner.cache_folder(), topology)
-        store.set("links", json.dumps(known or {}))
-    said = json.loads(store.get("links"))
+    watched = Watched(store, timeout, reached)
+    with contextlib.closing(watched):
+        for peer, door in enumerate(doors):
+            if peer != rank:
+                watched.watch(peer, door)
+        mesh, places = meeting.meet(
+            watched, rank, size, epoch, options, address, timeout, porter, library, chip
+        )  # fmt: skip
+        engine.connect(mesh)
+        layout = Layout.of([place.island for place in places])
+        topology = tuner.digest(layout, [place.host for place in places])
+        if rank == 0:  # all must choose alike, so one rank's links are everybody's
+            known = tuner.load(tuner.cache_folder(), topology)
+            watched.set("links", json.dumps(known or {}))
+        said = json.loads(watched.get("links"))
     links, corrections = tuner.from_json(said) if said else (TYPICAL, Corrections())
     engine.expect(options.stall_seconds or stall_deadline(links if said else None))
     layout = replace(layout, rates=tuner.rates_from_json(said, size))
@@ -110,6 +126,7 @@ def join(
     chunk = options.chunk_bytes or CHUNK_BYTES
     chooser = Tuner(layout, links, chunk, corrections, aggregated)
     made = Collectives(engine, chooser, layout, rank, timeout, options)
+    made.adapt()
     several_hosts = len({place.host for place in places}) > 1
     native = [_has_library([places[member] for member in members]) for members in layout.islands]
     made.chips = any(place.chip for place in places)
@@ -128,8 +145,9 @@ def join(
         if len(native) == 1:
             whole = before
         elif before is not None and after is not None:
-            made.island = Island(chips.staging_of(own), before, after, members, rank)
-    return Joined(made, layout, topology, whole, several_hosts and not said)
+            made.island = Island(chips.staging_of(own), before, after, layout, rank)
+    doors = tuple(place.door for place in places)
+    return Joined(made, layout, topology, whole, several_hosts and not said, doors)
 
 
 def _has_library(places: Sequence[Place]) -> bool:
@@ -152,7 +170,8 @@ def by_library(method: Callable) -> Callable:
         library = self._whole
         if library is None or not self._suits(library, given):
             return method(self, *given, **more)
-        return getattr(library.backend, name)(*[x for x in given if x is not None], **more)
+        work = getattr(library.backend, name)(*[x for x in given if x is not None], **more)
+        return self._begun(work)
 
     start.__name__, start.__doc__ = method.__name__, method.__doc__
     return start

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from pluribus.comm.costs import Links
 from pluribus.comm.devices.base import Library
 from pluribus.comm.devices.copies import Staging
 from pluribus.comm.engine import Engine
-from pluribus.comm.errors import CollectiveError, PeerDied
+from pluribus.comm.errors import Aborted, CollectiveError, PeerDied
+from pluribus.comm.facade import Facade
 from pluribus.comm.health import stall_deadline
 from pluribus.comm.joining import Chips, join
 from pluribus.comm.options import Options
+from pluribus.comm.porter import Porter
 from pluribus.comm.transports.base import TransportError
 from pluribus.comm.tuner import Tuner
 from pluribus.comm.work import Together, Work
@@ -30,7 +33,7 @@ _CALLBACK_THREADS = 16  # callbacks may wait for collectives whose callbacks wai
 Tensors = Sequence[torch.Tensor]
 
 
-class Member(dist.ProcessGroup):
+class Member(Facade):
     """A rank of a group on unlike chips; `group.Group` adds the collectives.
 
     Args:
@@ -49,19 +52,22 @@ class Member(dist.ProcessGroup):
         ranks: tuple[int, ...],
         options: Options,
     ) -> None:
-        super().__init__(rank, size)
-        self._store = store
-        self._rank = rank
-        self._size = size
+        super().__init__(store, rank, size)
         self._timeout = timeout
         self._ranks = ranks or tuple(range(size))
         self.options = options
-        self._group_name = self._group_desc = ""
         self._address = options.address or meeting.own_address(store)
+        self._porter = Porter(self._address)
+        self._doors: tuple[str, ...] = ()
+        self._reached: set[str] = set()
         self._callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, "pluribus-callback")
         self._engine = Engine(self._name)
         self._chips = Chips(options, self._engine)
-        self._connect(0)
+        try:
+            self._connect(0)
+        except BaseException:
+            self.shutdown()
+            raise
 
     def _name(self, rank: int) -> str:
         return f"rank {self._ranks[rank]}" if rank < len(self._ranks) else "the aggregator"
@@ -71,11 +77,18 @@ class Member(dist.ProcessGroup):
         try:
             joined = join(
                 store, self._rank, self._size, epoch, self.options, self._address, self._timeout,
-                self._engine, self._chips,
+                self._engine, self._chips, self._porter, self._doors,
+                self._reached,
             )  # fmt: skip
         except TransportError as error:
-            raise PeerDied(f"{self._name(error.peer)}: {error}", [error.peer]) from error
-        self._collectives, self.layout, self._topology, self._whole, unknown = joined
+            died = PeerDied(f"{self._name(error.peer)}: {error}", [error.peer])
+            self._engine.fail(died)
+            raise died from error
+        except CollectiveError as error:
+            self._engine.fail(error)
+            raise
+        self._collectives, self.layout, self._topology, self._whole, unknown, doors = joined
+        self._doors = doors
         self._collectives.learned = self._keep
         if unknown and self.options.probe:
             self.probe()
@@ -127,48 +140,28 @@ class Member(dist.ProcessGroup):
         """The way of a tensor's chip to the engine; None where it needs none."""
         return self._chips.staging(tensor)
 
-    # Who we are.
-
-    def rank(self) -> int:
-        return self._rank
-
-    def size(self) -> int:
-        return self._size
-
-    def name(self) -> str:
-        return "pluribus"
-
-    getRank, getSize, getBackendName = rank, size, name  # noqa: N815
-
-    def getGroupName(self) -> str:  # noqa: N802
-        return self._group_name
-
-    def setGroupName(self, name: str) -> None:  # noqa: N802
-        self._group_name = name
-
-    def getGroupDesc(self) -> str:  # noqa: N802
-        return self._group_desc
-
-    def setGroupDesc(self, desc: str) -> None:  # noqa: N802
-        self._group_desc = desc
-
-    _set_group_name, _set_group_desc = setGroupName, setGroupDesc
-    group_name = property(getGroupName)
-    group_desc = property(getGroupDesc)
-
     def set_timeout(self, timeout: Any) -> None:
         self._timeout = self._collectives.timeout = timeout.total_seconds()
+
+    def _part(
+        self, ranks: list[int], store: dist.Store, timeout: timedelta | None, opts: Any
+    ) -> Member:
+        limit = self._timeout if timeout is None else timeout.total_seconds()
+        options = opts if isinstance(opts, Options) else self.options
+        names = tuple(self._ranks[rank] for rank in ranks)
+        return type(self)(store, ranks.index(self._rank), len(ranks), limit, names, options)
 
     # Ends and beginnings.
 
     def abort(self) -> None:
         """Ends every pending operation, here and on all peers, with `Aborted`."""
-        self._engine.abort(f"{self._name(self._rank)} aborted the group")
+        self._engine.fail(Aborted(f"{self._name(self._rank)} aborted the group"))
         self._end_library()
 
     def shutdown(self) -> None:
         """Leaves the group; peers that need nothing more of this rank go on."""
         self._engine.close()
+        self._porter.close()
         self._chips.close()
         self._callbacks.shutdown(wait=False)
 
@@ -188,11 +181,16 @@ class Member(dist.ProcessGroup):
         Args:
             members: ranks of the group as it is now.
             epoch: higher than any before.
+
+        Raises:
+            PeerDied: a member died before all had met; its rank is of the new count, from which
+                the next call goes on.
         """
         members = list(members)
         if self._rank not in members:
             raise CollectiveError(f"{self._name(self._rank)} is none of the members {members}")
         self._ranks = tuple(self._ranks[member] for member in members)
+        self._doors = tuple(self._doors[member] for member in members)
         self._rank, self._size = members.index(self._rank), len(members)
         self._end_library()
         self._connect(epoch)
@@ -214,9 +212,9 @@ class Member(dist.ProcessGroup):
         caller wants them if ``write``."""
         back = flat.back if flat is not None and write else None
         if flat is None or flat.staging is None or back is None:
-            work = Work(result, self._callbacks, back)
+            work = self._begun(Work(result, self._callbacks, back))
             return work, work.end
-        work = Work(result, self._callbacks)
+        work = self._begun(Work(result, self._callbacks))
         return work, flat.staging.behind(back, work.end)
 
     def _suits(self, library: Library, given: Sequence[Any]) -> bool:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pluribus.comm.costs import LinkCost
 from pluribus.comm.transports.base import Path
 
 _log = logging.getLogger(__name__)
@@ -19,16 +20,25 @@ class Mesh:
         epoch: goes into headers.
         data: peer → lanes for chunks of collectives.
         messages, control: peer → path. Nothing ever holds up what comes on a control path.
+        via: peer → the member that passes on what goes there, where there is no direct way.
     """
 
     epoch: int = 0
     data: Mapping[int, Sequence[Path]] = field(default_factory=dict)
     messages: Mapping[int, Path] = field(default_factory=dict)
     control: Mapping[int, Path] = field(default_factory=dict)
+    via: Mapping[int, int] = field(default_factory=dict)
 
     def paths(self) -> list[Path]:
         lanes = [path for paths in self.data.values() for path in paths]
         return [*lanes, *self.messages.values(), *self.control.values()]
+
+    def adapt(self, links: Mapping[int, LinkCost]) -> None:
+        """Lets the paths to peers be what suits the links to them."""
+        for peer, link in links.items():
+            if peer in self.messages:
+                for path in (*self.data[peer], self.messages[peer]):
+                    path.adapt(link.latency_s, link.bytes_per_s, link.loss)
 
     def numbered(self, peer: int) -> list[Path]:
         """The paths to one peer, in the same order at both ends."""

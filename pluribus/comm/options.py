@@ -34,7 +34,8 @@ class Options:
         aggregator: "host:port" of a `pluribus aggregator` that may sum for this group; empty: none.
         aggregator_token: that it wants to hear.
         streams: connections to each peer.
-        congestion: TCP congestion control where the kernel has it; empty: the host's default.
+        congestion: TCP congestion control where the kernel has it; "auto": BBR, or CUBIC on links
+            that are short, slow and clean; empty: the host's default.
         shared_memory: whether ranks of one host use it.
         checked: whether frames between hosts carry a checksum.
         chunk_bytes: of one frame; 0 lets the tuner choose.
@@ -56,7 +57,7 @@ class Options:
     aggregator: str = ""
     aggregator_token: str = field(default="", repr=False)
     streams: int = 1
-    congestion: str = "bbr"
+    congestion: str = "auto"
     shared_memory: bool = True
     checked: bool = True
     chunk_bytes: int = 0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pluribus.comm.group import Group
 
 _SMALL_ROUNDS, _LARGE_ROUNDS = 8, 3
+_MORE_SECONDS, _MOST_SMALL = 0.015, 64  # more small rounds where they are quick
 _FIRST_BYTES = 128 * KIB
 _LARGE_BYTES = 256 * KIB, 8 * MIB
 _LARGE_SECONDS = 0.03  # that a large message should take: long beside what disturbs it
@@ -219,9 +220,16 @@ def _ping(group: Group, one: int, other: int) -> LinkCost | None:
     small = min(exchange(torch.zeros(64, dtype=torch.uint8)) for _ in range(_SMALL_ROUNDS))
     guess = exchange(torch.zeros(_FIRST_BYTES, dtype=torch.uint8))
     low, high = _LARGE_BYTES
-    size = torch.tensor([min(high, max(low, int(_FIRST_BYTES * _LARGE_SECONDS / guess)))])
+    size = torch.tensor(
+        [
+            min(high, max(low, int(_FIRST_BYTES * _LARGE_SECONDS / guess))),
+            min(_MOST_SMALL, int(_MORE_SECONDS / small)),
+        ]
+    )
     (group.send if first else group.recv)([size], peer, 0).wait()
-    data = torch.zeros(int(size), dtype=torch.uint8)
+    for _ in range(int(size[1])):
+        small = min(small, exchange(torch.zeros(64, dtype=torch.uint8)))
+    data = torch.zeros(int(size[0]), dtype=torch.uint8)
     large = min(exchange(data) for _ in range(_LARGE_ROUNDS))  # whatever disturbs makes it slower
     if not first:
         return None

@@ -17,6 +17,7 @@ Op = dist.ReduceOp.RedOpType
 _NUMPY = {
     torch.float32: np.float32, torch.float64: np.float64, torch.int8: np.int8,
     torch.uint8: np.uint8, torch.int16: np.int16, torch.int32: np.int32, torch.int64: np.int64,
+    torch.uint16: np.uint16, torch.uint32: np.uint32, torch.uint64: np.uint64,
 }  # fmt: skip
 _UFUNCS: dict[Op, np.ufunc] = {
     Op.SUM: np.add, Op.AVG: np.add, Op.PREMUL_SUM: np.add, Op.PRODUCT: np.multiply,
@@ -102,7 +103,11 @@ def _divide(target: torch.Tensor, members: int) -> None:
 
 
 def _divide_whole(target: torch.Tensor, members: int) -> None:
-    target.div_(members, rounding_mode="trunc")
+    if target.dtype.is_signed or target.dtype is torch.uint8:
+        target.div_(members, rounding_mode="trunc")
+    else:  # torch does not divide these
+        values = target.numpy()
+        np.floor_divide(values, members, out=values)
 
 
 def _divide_in_float32(target: torch.Tensor, members: int) -> None:

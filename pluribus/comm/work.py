@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 from pluribus.comm.errors import CollectiveTimeout
+from pluribus.comm.facade import unseen_by_compilers
 
 
+@unseen_by_compilers
 class Work(dist.Work):
     """An operation under way.
 
@@ -119,6 +121,7 @@ class Work(dist.Work):
     _source_rank = source_rank
 
 
+@unseen_by_compilers
 class Together(dist.Work):
     """Several works of c10d as one."""
 

@@ -207,7 +207,7 @@ class Generator:
         """
         missing, beyond = 0.0, self.mix(low, columns).total - self.batch
         # Of sizes that do not divide the batch, whole micro-batches may never reach it.
-        high, most = low, 1e4 * self.ideal_seconds
+        high, most = low, 1e9 * self.ideal_seconds
         while beyond < 0 and high < most:
             low, missing = high, beyond
             high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), 1.001), 1.25)

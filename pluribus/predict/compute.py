@@ -340,7 +340,7 @@ def layer_work(
     passes = software.eager_passes if getattr(layer, "norm", None) == "rms" else 1.0
     share = Share(micro_batch, sequence_length, tp, cp, ep, element, software.sequence_parallel)
     for operator in layer.operators(share):
-        tabled = times and times.work(operator, precision, micro_batch)
+        tabled = times and times.work(operator, precision, micro_batch, software)
         moved = passes * (software.loss_passes if operator.name == "cross_entropy" else 1.0)
         found = tabled or operator_work(operator, chip, precision, software, moved)
         ahead, back, weight = found

@@ -33,6 +33,10 @@ class GemmConstants:
         launch_s: of one kernel that follows another, seconds.
         sustained: share of its benchmarked rate that a product keeps inside a training step.
         sustained_8bit: the same in 8 bits, whose rates in the catalogue are sustained ones.
+        flash_peak: share of the chip's best measured matmul that the newest flash kernel reaches on
+            a sequence without end.
+        flash_half: tokens of a sequence on which it reaches half of that.
+        flash_generation: of this kernel: FlashAttention-2 on A100, -3 on H100.
         tiles: ``rows x columns`` of each candidate and its rate relative to 256x128.
         alignment: a divisor of row lengths, in elements, and the rate that is left.
     """
@@ -46,6 +50,9 @@ class GemmConstants:
     launch_s: float
     sustained: float
     sustained_8bit: float
+    flash_peak: float
+    flash_half: float
+    flash_generation: int
     tiles: dict[str, float]
     alignment: dict[str, float]
 
@@ -57,6 +64,10 @@ class GemmConstants:
     def kept(self, precision: str) -> float:
         """The share of the benchmarked rate that a training step keeps."""
         return self.sustained_8bit if precision == "fp8" else self.sustained
+
+    def flash(self, tokens: float) -> float:
+        """The share of the chip's best matmul that the newest flash kernel reaches."""
+        return self.flash_peak * tokens / (tokens + self.flash_half)
 
     def aligned(self, width: int) -> float:
         """The share of its rate a product keeps whose rows are ``width`` elements long."""

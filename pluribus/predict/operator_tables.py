@@ -13,14 +13,9 @@ from pluribus.core.units import DTYPE_BYTES
 from pluribus.hardware.chip import Chip
 from pluribus.model.operator import Operator
 from pluribus.predict.gemm import gemm_constants, gemm_seconds
-from pluribus.predict.operators import (
-    FLASH_BACKWARD,
-    FLASH_HALF,
-    FLASH_PEAK,
-    LAUNCH_SECONDS,
-    Work,
-)
+from pluribus.predict.operators import FLASH_BACKWARD, LAUNCH_SECONDS, Work, flash_behind
 from pluribus.predict.regression import Estimate, LocalRegression
+from pluribus.predict.software import PLURIBUS, Software
 from pluribus.spec.operator_table import OperatorTable
 from pluribus.spec.profile import Profile
 
@@ -90,7 +85,11 @@ class OperatorTimes:
         return table.seconds(members, max(1, round(num_bytes)))
 
     def work(
-        self, operator: Operator, precision: str, micro_batch: int
+        self,
+        operator: Operator,
+        precision: str,
+        micro_batch: int,
+        software: Software = PLURIBUS,
     ) -> tuple[Work, Work, float] | None:
         """As `operator_work`, from the tables; None where they do not have the operator.
 
@@ -116,6 +115,7 @@ class OperatorTimes:
             whole = table.seconds(micro_batch, heads, kv_heads, k, n)
             # Windows, context parallelism and narrower values leave a part of the products.
             once = whole * operator.flops / (2 * count * n * n * k) / kept
+            once *= flash_behind(software, self.chip)
             return Work(attention=once), Work(attention=once * FLASH_BACKWARD), 0.0
         if operator.kind == "elementwise" and (table := self.table("elementwise", wide)):
             once = table.seconds(max(1, round(operator.bytes)))
@@ -180,7 +180,7 @@ def _attention(
     chip: Chip, precision: str, batch: int, heads: int, kv_heads: int, head_dim: int, tokens: int
 ) -> float:
     flops = 2.0 * batch * heads * head_dim * tokens * tokens
-    flops /= FLASH_PEAK * tokens / (tokens + FLASH_HALF)
+    flops /= gemm_constants(chip.key).flash(tokens)
     moved = 2 * DTYPE_BYTES[precision] * batch * tokens * (heads + kv_heads) * head_dim
     return _arithmetic(chip, precision, flops) + _traffic(chip, moved) + _LAUNCH
 

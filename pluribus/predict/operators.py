@@ -13,11 +13,11 @@ from pluribus.spec.calibration import Calibration
 # Launching one operator where nothing better is known; an order of magnitude, not fitted.
 LAUNCH_SECONDS = 5e-6
 
-# A flash kernel reaches FLASH_PEAK × s / (s + FLASH_HALF) of the chip's matmul rate on sequences
-# of s tokens. Read off aiconfigurator-core 0.12.0, heads of 128, causal: A100 0.51 and 850,
-# H100 0.58 and 2,000; these are between the two.
-FLASH_PEAK = 0.55
-FLASH_HALF = 1200
+# What a flash kernel takes for each generation that it is behind the newest for its chip
+# (`gemm.toml`): the third is 1.5 to 2.0 x as fast as the second on H100 (Shah et al. 2024, arXiv
+# 2407.08608), the second 1.3 to 2.5 x as fast as the first in Triton on A100 (Dao 2023, arXiv
+# 2307.08691, §4.1). Not fitted.
+FLASH_BEHIND = 1.6
 # Exponentials cost as much for narrow heads as for wide ones, on units that did not grow with the
 # matrix units. So heads of d reach d / (d + w) of what wide ones do, with w = FLASH_WIDTH × the
 # matmul rate of one compute unit: heads of 64 0.9 of those of 128 on A100 (Dao 2023, arXiv
@@ -85,6 +85,12 @@ class Work:
         )
 
 
+def flash_behind(software: Software, chip: Chip) -> float:
+    """Seconds of a program's flash attention over those of the newest kernels of a chip."""
+    behind = gemm_constants(chip.key).flash_generation - software.flash_generation
+    return FLASH_BEHIND ** max(0, behind)
+
+
 def operator_work(
     operator: Operator, chip: Chip, precision: str, software: Software, passes: float = 1.0
 ) -> tuple[Work, Work, float]:
@@ -120,11 +126,11 @@ def operator_work(
         # Attention stays in 16 bits where the matrices are in 8.
         wide = "bf16" if precision == "fp8" else precision
         if software.flash_attention:
-            share = FLASH_PEAK * operator.n / (operator.n + FLASH_HALF)
+            share = constants.flash(operator.n)
             width = FLASH_WIDTH * chip.matmul_flops(wide) / chip.compute_units
             share *= min(1.0, operator.k / (operator.k + width) * (1 + width / 128))
             rate_reached = chip.matmul_flops(wide) * share * constants.kept(wide)
-            once = operator.flops / rate_reached + launch
+            once = operator.flops / rate_reached * flash_behind(software, chip) + launch
             return Work(attention=once), Work(attention=once * FLASH_BACKWARD), 0.0
         m, n, k, count = operator.m, operator.n, operator.k, operator.count
         scores = gemm_seconds(m, n, k, count, chip, wide)

@@ -144,7 +144,7 @@ class Deployment:
         return DTYPE_BYTES[self.states_in]
 
     def _share(self, tokens: int) -> Share:
-        return Share(1, tokens, self.tp, bytes_per_element=self._element)
+        return Share(1, tokens, self.tp, bytes_per_element=self._element, sequence_parallel=False)
 
     def _fused(self, operators: Sequence[Operator]) -> float:
         """Products and memory traffic of one block as engines run it: projections of one input

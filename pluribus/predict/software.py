@@ -19,6 +19,8 @@ class Software:
     Attributes:
         flash_attention: one kernel that never writes the scores (Dao et al. 2022); otherwise
             scores, softmax and dropout go through memory, as before 2022.
+        flash_generation: of that kernel (FlashAttention 1, 2, 3, …); an older one than the chip's
+            newest is slower.
         gradient_sync_bytes: of one gradient on the network.
         blocking_messages: whether a stage waits until what it sends has come.
         overlap_gradients: whether gradient sums run under the last backward.
@@ -40,6 +42,7 @@ class Software:
         accumulate_bytes: moved per parameter to add a micro-batch's gradient to the sum, beyond
             what the product that makes it hides.
         overlap_tensor: share of the tensor-parallel sums that runs under matrix products.
+        overlap_experts: share of the experts' exchanges inside a node that runs under products.
         overlap_backward: whether the backward's tensor-parallel sums run under the products that
             make weight gradients.
         overlap_messages: whether an interleaved pipeline sends while it computes.
@@ -71,6 +74,7 @@ class Software:
     """
 
     flash_attention: bool = True
+    flash_generation: int = 4
     gradient_sync_bytes: float = 4
     blocking_messages: bool = False
     overlap_gradients: bool = False
@@ -87,6 +91,7 @@ class Software:
     loss_passes: float = 1.0
     accumulate_bytes: float = 6
     overlap_tensor: float = 0.0
+    overlap_experts: float = 0.0
     overlap_backward: bool = False
     overlap_messages: bool = False
     ring_attention: float = 1.0
@@ -134,12 +139,13 @@ MEGATRON_BRIDGE = replace(MEGATRON, overlap_gradients=True, overlap_tensor=0.6)
 # Fully sharded: fp32 parameters and gradients, 16-bit copies only while in use. Its selective
 # recompute keeps every second product; the plain loss keeps logits in 16 bits, in fp32, their
 # log-softmax and its gradient. Passes of eager kernels and ring attention are read off
-# torchtitan's runs with and without a compiler, and with 4 and 8 context-parallel ranks. Sharded
-# tensors keep the gathered inputs of a block that is run again, where Megatron gathers them anew.
+# torchtitan's runs with and without a compiler, and with 2 to 8 context-parallel ranks; its flash
+# attention is PyTorch's own, the second. Sharded tensors keep the gathered inputs of a block that
+# is run again, where Megatron gathers them anew.
 FSDP = Software(
-    logit_bytes=14, selective_kept=0.67,
+    logit_bytes=14, selective_kept=0.67, flash_generation=2,
     overlap_gradients=True, weight_bytes=4, selective_again=0.5, eager_passes=2.5,
-    accumulate_bytes=0, ring_attention=1.5, host_s=5e-4, host_backward=0.92,
+    accumulate_bytes=0, ring_attention=1.35, host_s=5e-4, host_backward=0.92,
     micro_batch_s=2e-3, step_s=1e-3, gathered=4,
 )  # fmt: skip
 # Megatron-DeepSpeed's pipeline engine: messages block and are parted over the tensor-parallel

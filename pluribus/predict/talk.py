@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pluribus.hardware.pool import Pool
 from pluribus.model.layer import Layer
@@ -77,6 +77,7 @@ def layer_talk(
         pairs = hidden * layer.feed_forward.top_k / share.tp
         # Experts are whole, so their group runs over tensor-parallel neighbours first.
         expert = collective_work("all_to_all", pairs, share.ep, 1, pool) * 2
+        expert = replace(expert, intra=expert.intra * (1 - software.overlap_experts))
     return Talk(tensor, expert, context)
 
 

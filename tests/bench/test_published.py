@@ -142,3 +142,83 @@ def test_a_file_is_scored_from_end_to_end(tmp_path: Path) -> None:
     )
     assert before["mape"] > 0.15
     assert after["mape"] < 0.04
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("TPU v5e", "google-tpu-v5e"), ("TPUv4", "google-tpu-v4"), ("RTX 3090", "nvidia-rtx-3090"),
+        ("DGX-GB200", "nvidia-gb200-186g"), ("Intel Gaudi 3", "intel-gaudi3"),
+        ("A100-SXM4-40GB", "nvidia-a100-40g"), ("Iluvatar BI-V100", "iluvatar-bi-v100"),
+    ],
+)  # fmt: skip
+def test_a_chip_is_known_by_its_whole_name(said: str, key: str) -> None:
+    precision = "fp16" if key.startswith("iluvatar") else "bf16"
+    assert parsed(gpu=said, precision=precision, zero="1").pool.chip.key == key
+
+
+def test_a_family_of_chips_is_flagged() -> None:
+    row = parsed(gpu="Ascend Atlas 800T A2 64GB")
+    assert row.pool.chip.key.startswith("ascend-910b")
+    assert flagged(row, "of a family")
+    assert flagged(parsed(gpu="GPU (A100/A800 class)"), "several chips")
+
+
+def test_networks_in_other_words() -> None:
+    assert parsed(gpu="A100-80GB (4x Omni-Path 100)").pool.nic_gbps == 50
+    assert parsed(gpu="A100-80GB (Omni-Path 4x100Gb/s)").pool.nic_gbps == 50
+
+
+def test_words_for_degrees() -> None:
+    assert parsed(zero="FSDP").layout.zero == 3
+    assert parsed(zero="none").layout.zero == 0
+    assert parsed(recompute="uniform 1").layout.recompute == "full"
+    assert parsed(recompute="False").layout.recompute == "none"
+    assert parsed(seq="4k").sequence_length == 4096
+    assert parsed(global_batch="131072 tokens").layout.global_batch == 64
+    assert parsed(iter_time_s="2 min").seconds == 120
+    assert parsed(peak_mem_gb="61440 MiB").memory_gb == 60
+
+
+def test_what_is_left_out_is_inferred() -> None:
+    row = parsed(global_batch="", tokens_per_s="42283")
+    assert row.layout.global_batch == 64
+    assert flagged(row, "no global batch")
+    row = parsed(cp="", dp="2")
+    assert row.layout.cp == 2
+    assert parsed(tp="", pp="", dp="16", vpp="").layout.tp == 1
+    row = parsed(
+        model="Llama-3.1 8B", layers="", hidden="", heads="", kv_heads="", ffn="", vocab=""
+    )
+    assert row.model.hidden_size == 4096
+    assert flagged(row, "looked up")
+    assert flagged(parsed(model="Some MoE 8x7B"), "experts not described")
+
+
+def test_virtual_stages_left_out_keep_the_bubble_low() -> None:
+    deep = {"layers": "64", "pp": "8", "dp": "1", "vpp": ""}
+    for micro_batch, chunks in (("2", 1), ("4", 2), ("8", 4)):  # 32, 16 and 8 micro-batches
+        assert parsed(**deep, micro_batch=micro_batch).layout.virtual_stages == chunks
+    named = {**deep, "micro_batch": "8", "note": "1F1B"}
+    assert parsed(**named).layout.virtual_stages == 1
+    assert parsed(**{**named, "note": "Megatron-DeepSpeed"}).layout.virtual_stages == 1
+
+
+def test_what_cannot_be_true_is_flagged() -> None:
+    assert flagged(parsed(iter_time_s="0.01"), "peak allows")
+    assert not flagged(parsed(), "peak allows")
+    assert flagged(parsed(tokens_per_s="1000"), "disagree")
+
+
+def test_any_encoding_and_separator(tmp_path: Path) -> None:
+    names = [name for name in RUN if name != "file"]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        for delimiter in ",;\t":
+            path = tmp_path / "runs.csv"
+            with path.open("w", newline="", encoding=encoding) as file:
+                writer = csv.DictWriter(file, names, extrasaction="ignore", delimiter=delimiter)
+                writer.writeheader()
+                writer.writerow(RUN)
+            (row,), skipped = load([path])
+            assert not skipped
+            assert row.layout == parsed().layout

@@ -258,6 +258,14 @@ def scattered(rank: int, n: int) -> tuple[float, float, int, list[int]]:
     dist.reduce_scatter_tensor(out, x[rank].clone())  # a tensor of its own: nothing is owed to it
     errors.append(float((out - want).norm() / want.norm()))
     assert errors[-1] == errors[0] != errors[1]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    optimizer.step()  # from now on places in a step count
+    mean = torch.zeros(size)
+    for _ in range(20):
+        dist.reduce_scatter_tensor(out, x[rank].clone())
+        optimizer.step()
+        mean += out / 20
+    assert float((mean - want).norm() / want.norm()) < 1e-3
     bits = []
     for dtype in (torch.float32, torch.bfloat16):
         whole = torch.empty(n * size, dtype=dtype)

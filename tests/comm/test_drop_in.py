@@ -179,38 +179,51 @@ def test_checkpoints() -> None:
         run_ranks(checkpoint, 2, str(Path(folder) / "checkpoint"))
 
 
-def training(rank: int, n: int, seed: int) -> tuple[float, int]:
+def training(rank: int, n: int, seed: int, sharded: bool) -> tuple[float, list[str]]:
     """(loss at the end, residuals kept) of a small regression, sums going through the codec."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(32, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(),
-                        nn.Linear(256, 4))  # fmt: skip
+                        nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 4))  # fmt: skip
     target = nn.Linear(32, 4)
-    wrapped = nn.parallel.DistributedDataParallel(net)
+    wrapped: Any = net
+    if sharded:
+        for layer in net[::2]:
+            fully_shard(layer)
+        fully_shard(net)
+    else:
+        wrapped = nn.parallel.DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
     numbers = torch.Generator().manual_seed(1000 * seed + rank)
-    for _ in range(60):
+    group: Any = dist.group.WORLD
+    early: list[str] = []
+    for step in range(60):
         x = torch.randn(32, 32, generator=numbers)
         loss = (wrapped(x) - target(x).detach().sin()).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    bits = [torch.empty_like(net[2].weight) for _ in range(n)]
-    dist.all_gather(bits, net[2].weight.detach())
-    assert all(torch.equal(bits[0], other) for other in bits), "ranks have drifted apart"
+        if step == 20:
+            early = sorted(group.residuals.state_dict())
+    assert sorted(group.residuals.state_dict()) == early, "their number grows"
     x = torch.randn(512, 32, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        end = (net(x) - target(x).sin()).square().mean()
-    group: Any = dist.group.WORLD
-    return float(end), len(group.residuals.state_dict())
+        end = (wrapped(x) - target(x).sin()).square().mean()
+    ends = [torch.empty_like(end) for _ in range(n)]
+    dist.all_gather(ends, end)
+    assert all(torch.equal(ends[0], other) for other in ends), "ranks have drifted apart"
+    return float(end), early
 
 
-def test_training_through_int8_with_feedback_ends_within_the_noise_of_seeds() -> None:
+@pytest.mark.parametrize(("sharded", "kept"), [(False, 1), (True, 2)], ids=["ddp", "fsdp2"])
+def test_training_through_int8_with_feedback_ends_within_the_noise_of_seeds(
+    sharded: bool, kept: int
+) -> None:
     ends: dict[str, list[float]] = {}
     for codec in ("none", "int8"):
         places = [{"PLURIBUS_COMM_ISLAND": i, "PLURIBUS_COMM_CODEC": codec} for i in "ab"]
-        found = [run_ranks(training, 2, seed, environments=places)[0] for seed in range(3)]
+        found = [run_ranks(training, 2, seed, sharded, environments=places)[0] for seed in range(3)]
         ends[codec] = [end for end, _ in found]
-        assert all((kept > 0) == (codec == "int8") for _, kept in found)
+        assert all(len(names) == (kept if codec == "int8" else 0) for _, names in found), found
     noise = max(ends["none"]) - min(ends["none"])
     for plain, coded in zip(ends["none"], ends["int8"], strict=True):
         assert plain != coded

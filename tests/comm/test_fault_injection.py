@@ -176,6 +176,33 @@ def test_death(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(CASES))
+def test_death_while_the_others_meet(seed: int) -> None:
+    """Who was to come dies instead, at any moment: they say so, and meet without it."""
+    case = Case(900_000 + seed)
+    ranks = list(range(len(case.groups)))
+
+    def meets(rank: int) -> CollectiveError:
+        try:
+            case.groups[rank].reconfigure(ranks, 1)
+        except CollectiveError as error:
+            case.groups[rank].reconfigure(case.others, 2)
+            assert one_sum(case.groups[rank]) == len(case.others) * (len(case.others) + 1) / 2
+            return error
+        raise AssertionError("nobody was missed")
+
+    def dies_soon() -> None:
+        time.sleep(case.moment)
+        case.groups[case.victim]._porter.close()
+        dies(case.groups[case.victim])
+
+    found = all_of([*(lambda rank=rank: meets(rank) for rank in case.others), dies_soon])[:-1]
+    for error in found:
+        assert type(error) is errors.PeerDied, error
+        assert error.ranks == (case.victim,)
+    all_of([group.shutdown for group in case.groups])
+
+
+@pytest.mark.parametrize("seed", range(CASES))
 def test_abort(seed: int) -> None:
     case = Case(100_000 + seed)
     for error in case.strike(Group.abort):

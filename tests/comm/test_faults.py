@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pluribus.comm import errors
 from pluribus.comm.job import Job
 from pluribus.comm.program import Kind
+from pluribus.comm.pulse import Watched
 from pluribus.comm.transports.base import DATA, Header
 
 from .ranks import run_ranks
@@ -129,6 +130,69 @@ def test_who_never_joins_in_is_named_after_the_timeout() -> None:
     everybody_to_everybody = {"PLURIBUS_COMM_ALGORITHM": "direct"}
     found = run_ranks(absent, 3, environments=[everybody_to_everybody] * 3)
     assert found[0] == found[1] == (2,)
+
+
+def dies_with_a_worker(rank: int, n: int, folder: str) -> str:
+    """Rank 1 is killed; a process that it forked lives on until the others have seen it."""
+    if rank == 1:
+        if os.fork() == 0:
+            until = time.monotonic() + 120
+            while len(os.listdir(folder)) < 2 and time.monotonic() < until:
+                time.sleep(0.02)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        busy()
+    except errors.CollectiveError as error:
+        (Path(folder) / str(rank)).touch()
+        return type(error).__name__
+    raise AssertionError("nobody died")
+
+
+@pytest.mark.parametrize("environment", [{}, TCP], ids=["shared", "tcp"])
+def test_a_death_is_seen_while_the_dead_have_children(tmp_path: Path, environment: dict) -> None:
+    found = run_ranks(
+        dies_with_a_worker, 3, str(tmp_path), environments=[environment] * 3, silent=[1]
+    )
+    assert set(found.values()) == {"PeerDied"}
+
+
+def dies_while_meeting(rank: int, n: int, moment: int) -> tuple[str, float]:
+    """Rank 1 dies at work, rank 3 when it has waited for so many words of the others."""
+    if rank == 1:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    with pytest.raises(errors.PeerDied):
+        busy()
+    if rank == 3:
+        get, heard = Watched.get, [0]
+
+        def counted(self: Watched, key: str) -> bytes:
+            if heard[0] == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            heard[0] += 1
+            return get(self, key)
+
+        Watched.get = counted  # type: ignore[method-assign]
+    group: Any = dist.group.WORLD
+    if rank == 3 and moment < 0:
+        time.sleep(0.1)  # as who takes longer to see that there is something to see
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def meets() -> None:
+        group.reconfigure([0, 2, 3], 1)
+        busy()  # if all the others had been met already
+
+    with pytest.raises(errors.PeerDied) as caught:
+        meets()
+    assert caught.value.ranks == (2,), caught.value
+    return type(caught.value).__name__, goes_on([0, 1], 2)
+
+
+@pytest.mark.parametrize("environment", [{}, TCP], ids=["shared", "tcp"])
+@pytest.mark.parametrize("moment", [-1, 0, 2, 4, 6])
+def test_a_death_while_the_others_meet_is_seen_at_once(moment: int, environment: dict) -> None:
+    found = run_ranks(dies_while_meeting, 4, moment, environments=[environment] * 4, silent=[1, 3])
+    assert found == {0: ("PeerDied", 3.0), 2: ("PeerDied", 3.0)}
 
 
 def abort(rank: int, n: int) -> tuple[str, float]:

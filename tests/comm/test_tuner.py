@@ -28,13 +28,13 @@ SLOW = Links(LinkCost(1e-4, 1e9), LinkCost(20e-3, 1.2e7))
 @pytest.mark.parametrize(
     ("name", "layout", "expected"),
     [
-        ("one_shot", FLAT, Shape(1, 0, 3.0, 0.0, 3.0, 4)),
-        ("direct", FLAT, Shape(2, 0, 1.5, 0.0, 0.75, 8)),
-        ("ring", FLAT, Shape(6, 0, 1.5, 0.0, 0.75, 0)),
-        ("doubling", FLAT, Shape(2, 0, 2.0, 0.0, 2.0, 0)),
-        ("halving", FLAT, Shape(4, 0, 1.5, 0.0, 0.75, 4)),
-        ("islands", TWO, Shape(2, 1, 1.5, 1.0, 1.0, 0)),
-        ("direct", TWO, Shape(0, 2, 1.5, 2.0, 0.75, 8)),
+        ("one_shot", FLAT, Shape(1, 0, 3.0, 0.0, 3.0, 4, 0.0, 1.0, 1.0)),
+        ("direct", FLAT, Shape(2, 0, 1.5, 0.0, 0.75, 8, 0.0, 0.5, 0.25)),
+        ("ring", FLAT, Shape(6, 0, 1.5, 0.0, 0.75, 0, 0.0, 1.5, 0.25)),
+        ("doubling", FLAT, Shape(2, 0, 2.0, 0.0, 2.0, 0, 0.0, 2.0, 1.0)),
+        ("halving", FLAT, Shape(4, 0, 1.5, 0.0, 0.75, 4, 0.0, 1.0, 0.25)),
+        ("islands", TWO, Shape(2, 1, 1.5, 1.0, 1.0, 0, 0.5, 1.0, 0.5)),
+        ("direct", TWO, Shape(0, 2, 1.5, 2.0, 0.75, 8, 0.5, 0.0, 0.25)),
     ],
 )
 def test_hops_and_bytes_are_those_of_the_textbook(
@@ -45,13 +45,20 @@ def test_hops_and_bytes_are_those_of_the_textbook(
 
 def test_small_buffers_take_few_hops_and_large_ones_few_bytes() -> None:
     flat = Tuner(FLAT, EVEN, 2**20)
-    assert flat.choose("all_reduce", 64) == "doubling"
-    assert Tuner(Layout.of(["a"] * 2), EVEN, 2**20).choose("all_reduce", 64) == "one_shot"
+    assert flat.choose("all_reduce", 64) == "one_shot"
+    assert Tuner(Layout.of(["a"] * 8), EVEN, 2**20).choose("all_reduce", 64) == "doubling"
     assert flat.choose("all_reduce", 2**26) == "direct"
     slow = Tuner(TWO, SLOW, 2**20)
     assert slow.choose("all_reduce", 2**26) == "islands"
     assert slow.choose("all_gather", 2**26) == "islands"
     assert slow.choose("broadcast", 2**26) == "islands"
+
+
+def test_a_chain_costs_its_hops_once_per_chunk() -> None:
+    chunk, rate = 2**20, EVEN.near.bytes_per_s
+    for size, hops in ((chunk // 64, 3), (256 * chunk, 1)):
+        seconds = Tuner(FLAT, EVEN, chunk).prices("broadcast", size)["chain"] - 3e-4
+        assert seconds == pytest.approx(hops * size / rate, rel=0.05)
 
 
 @pytest.mark.parametrize("layout", [FLAT, TWO, Layout.of(list("abbbcc"))])

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pluribus.comm import errors
-from pluribus.comm.transports.tcp import TcpPath
+from pluribus.comm.transports.tcp import AdaptingTcpPath
 from pluribus.comm.transports.udp import UdpPath
 
 from .ranks import run_ranks
@@ -106,7 +106,7 @@ def test_auto_keeps_tcp_on_a_link_without_delay_or_loss() -> None:
         for rank in range(3)
     ]
     found = run_ranks(islands_on_one_host, 3, environments=environments)
-    assert set(map(tuple, found.values())) == {(TcpPath.__name__,) * 2}
+    assert set(map(tuple, found.values())) == {(AdaptingTcpPath.__name__,) * 2}
 
 
 def says_last(rank: int, n: int) -> float:

@@ -12,7 +12,7 @@ from pluribus.model.model import Model
 from pluribus.model.share import Share
 from pluribus.predict.calibrate import interval
 from pluribus.predict.gemm import gemm_seconds
-from pluribus.predict.operators import operator_work
+from pluribus.predict.operators import FLASH_BEHIND, operator_work
 from pluribus.predict.regular import Layout, Terms, regular_terms
 from pluribus.predict.regular_memory import regular_memory
 from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, MEGATRON_BRIDGE, Software
@@ -148,6 +148,30 @@ def test_heads_of_64_reach_less_than_heads_of_128() -> None:
     narrow = replace(attention, k=attention.k // 2)
     seconds = [operator_work(o, CHIP, "bf16", MEGATRON)[0].attention for o in (attention, narrow)]
     assert seconds[1] > 1.1 * seconds[0]
+
+
+def test_an_older_flash_kernel_is_slower_where_the_chip_has_a_newer_one() -> None:
+    model = Model.from_config(dict(DENSE))
+    (attention,) = (o for o in model.layers[1].operators(Share(1, 4096)) if o.kind == "attention")
+    second = replace(MEGATRON, flash_generation=2)
+    for key, times in (("nvidia-h100-80g", FLASH_BEHIND), ("nvidia-a100-80g", 1.0)):
+        chip = find_chip(key, where="test")
+        new, old = (operator_work(attention, chip, "bf16", s)[0] for s in (MEGATRON, second))
+        assert old.attention == pytest.approx(times * new.attention, rel=0.01)
+
+
+@pytest.mark.parametrize("ranks", [8, 16])
+def test_exchanges_under_products_are_not_waited_for_inside_a_node(ranks: int) -> None:
+    layout = Layout(dp=ranks, ep=ranks, global_batch=64)
+    experts = {**MIXTRAL, "num_local_experts": 16}
+    exchanged = []
+    for software in (MEGATRON, replace(MEGATRON, overlap_experts=0.9)):
+        layers = [cost for cost, _ in terms(layout, software, experts).stages[0].layers]
+        exchanged.append(max((c.talk.expert for c in layers), key=lambda w: w.seconds(IDENTITY)))
+    waited, hidden = exchanged
+    assert hidden.intra == pytest.approx(0.1 * waited.intra)
+    assert hidden.inter == waited.inter
+    assert (waited.inter > 0) == (ranks > POOL.chips_per_node)
 
 
 def test_experts_products_follow_one_another() -> None:

@@ -226,3 +226,14 @@ def test_loads_and_deployments_that_are_none() -> None:
     slow = make_pool("a", make_chip("c"))
     with pytest.raises(PlanError, match="fp8"):
         predict_serving(Deployment(model=LLAMA_8B, pool=slow, precision="fp8"), load())
+
+
+def test_every_rank_norms_all_tokens() -> None:
+    """Engines divide no tokens between the regions of tensor parallelism."""
+    block = LLAMA_8B.layers[1]
+    moved = [
+        {o.name: o.bytes for o in block.operators(replace(SERVED, tp=tp)._share(64))}
+        for tp in (1, 8)
+    ]
+    assert moved[0]["attention_norm"] == moved[1]["attention_norm"]
+    assert moved[0]["activation"] == 8 * moved[1]["activation"]

@@ -13,9 +13,13 @@ class Residuals:
     """One flat fp32 tensor per hop and tensor, by a key that is the same in every run.
 
     A rank that starts from a checkpoint without them loses at most one step's rounding.
+
+    Attributes:
+        loaded: whether they go on from a checkpoint.
     """
 
     def __init__(self) -> None:
+        self.loaded = False
         self._of: dict[str, torch.Tensor] = {}
         self._loaded: dict[str, torch.Tensor] = {}
 
@@ -52,5 +56,6 @@ class Residuals:
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Replaces all residuals."""
         self.forget()
+        self.loaded = True
         for key, value in state.items():
             self._loaded[key] = value.detach().to(torch.float32).reshape(-1).clone()

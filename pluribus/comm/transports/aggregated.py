@@ -88,6 +88,7 @@ class AggregatorPath(Path):
         self._out: deque[tuple[Header, memoryview]] = deque()  # copies of what has no sum yet
         self._kept: deque[tuple[Header, np.ndarray]] = deque(maxlen=SLOTS)
         self._sums = 0  # that have come
+        self._place: np.ndarray | None = None  # of the sum that is coming
         self._ready: tuple[Header, np.ndarray] | None = None
         self._withdrawn = self._fell_back = False
 
@@ -150,13 +151,13 @@ class AggregatorPath(Path):
         if header.kind == GOODBYE:
             self.peer = header.operation
             raise PeerGone(self.peer, f"rank {self.peer} has left the aggregator")
-        payload = self._inner.receive()
-        if payload is None:
+        if self._place is None:
+            self._place = np.empty(header.num_bytes, np.uint8)
+        if self._inner.receive(memoryview(self._place)) is None:
             return
-        kept = np.frombuffer(payload, np.uint8).copy()
         self._inner.release()
         self._sums += 1
-        self._ready = header, kept
+        self._ready, self._place = (header, self._place), None
         self._kept.append(self._ready)
         if self._out:
             self._out.popleft()
@@ -188,7 +189,7 @@ class AggregatorPath(Path):
         old = self._inner._socket
         os.dup2(connection.fileno(), old.fileno())
         connection.close()
-        self._inner = TcpPath(-1, old)
+        self._inner, self._place = TcpPath(-1, old), None
         for header, kept in self._kept:
             self._inner.queue(header, memoryview(kept))
         for header, payload in self._out:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
 from pluribus.comm.native.crc32c import crc32c
@@ -231,6 +231,15 @@ class Path(ABC):
         """Number for the peer's `acknowledge`, now and then."""
         return None
 
+    def adapt(self, latency_s: float, bytes_per_s: float, loss: float) -> None:  # noqa: B027
+        """The link below was measured, and may suit another way of sending.
+
+        Args:
+            latency_s: of a small message, one way.
+            bytes_per_s: of a large one.
+            loss: share of packets sent again.
+        """
+
     def acknowledge(self, number: int) -> None:  # noqa: B027
         """The peer has all frames before this one."""
 
@@ -275,6 +284,9 @@ class Meeting:
         address: IP address to listen on and to give to peers.
         token: every connection must open with it; made by the group's first rank.
         timeout: seconds after which a peer that does not come is a `PeerGone`.
+        check: raises `PeerGone` if a peer has died meanwhile; called now and then.
+        doors: rank → `Porter.where`, to ask for a way to those that cannot be reached.
+        via: peer → the member on the way to it, as soon as it is known; none on a direct one.
     """
 
     store: Store
@@ -284,6 +296,9 @@ class Meeting:
     address: str
     token: bytes
     timeout: float
+    check: Callable[[], None] = lambda: None
+    doors: Mapping[int, str] = field(default_factory=dict)
+    via: dict[int, int] = field(default_factory=dict)
 
 
 class Transport(ABC):

@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pluribus.comm.transports.base import Meeting, Path
-from pluribus.comm.transports.tcp import TcpPath, usable
+from pluribus.comm.transports.congestion import usable
+from pluribus.comm.transports.stream import TcpPath
 
 # Loss-based TCP that has halved its window needs hundreds of round trips to fill such a way again.
 FAR_SECONDS = 5e-3

@@ -338,8 +338,10 @@ class UdpTransport(Transport):
             end = time.monotonic() + meeting.timeout
             for path in (path for of_peer in paths.values() for path in of_peer):
                 assert isinstance(path, UdpPath)
-                if not path.heard.wait(max(0.0, end - time.monotonic())):
-                    raise PeerGone(path.peer, f"rank {path.peer} does not answer by UDP")
+                while not path.heard.wait(0.02):
+                    meeting.check()
+                    if time.monotonic() > end:
+                        raise PeerGone(path.peer, f"rank {path.peer} does not answer by UDP")
         except BaseException:
             for path in (path for of_peer in paths.values() for path in of_peer):
                 path.close()

@@ -81,7 +81,7 @@ def test_islands_with_and_without_a_library_add_up_together(
         island = layout.island_of(rank)
         own = layout.islands[island]
         builder = Builder(rank)
-        relay.all_reduce(builder, layout, elements, chunk, coding, native[island])
+        relay.all_reduce(builder, layout, elements, chunk, 0, coding, native[island])
         steps = builder.build()
         if not native[island]:
             members.append(Member(steps, given[rank], given[rank].copy()))
@@ -97,6 +97,65 @@ def test_islands_with_and_without_a_library_add_up_together(
     for rank, member in enumerate(members):
         start, stop = shards.get(rank, (0, elements))
         np.testing.assert_allclose(member.buffers[OUTPUT], want[start:stop], rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=2, max_size=3), elements=st.integers(1, 40),
+    chunk=st.integers(1, 16), operation=st.sampled_from(["all_gather", "reduce_scatter",
+    "broadcast"]), coded=st.booleans(), native=st.lists(st.booleans(), min_size=3, max_size=3),
+    root=st.integers(0, 11), seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_islands_with_and_without_a_library_move_together(
+    sizes: list[int], elements: int, chunk: int, operation: str, coded: bool, native: list[bool],
+    root: int, seed: int,
+) -> None:  # fmt: skip
+    layout = Layout.of([str(i) for i, size in enumerate(sizes) for _ in range(size)])
+    n, numbers = layout.size, np.random.default_rng(seed)
+    root %= n
+    coding = halved(seed % 2 == 0) if coded and operation == "reduce_scatter" else None
+    long = n if operation == "reduce_scatter" else 1
+    given = numbers.integers(-99, 99, (n, elements * long)).astype(float)
+    everything = given.reshape(-1)  # of an all-gather
+    members, wanted = [], []
+    for rank in range(n):
+        island = layout.island_of(rank)
+        own = list(layout.islands[island])
+        builder = Builder(rank)
+        relay.WRITTEN[operation](builder, layout, elements, chunk, root, coding, native[island])
+        steps = builder.build()
+        total = given.mean(axis=0)[rank * elements :][:elements] if long > 1 else None
+        whole = {"all_gather": everything, "broadcast": given[root], "reduce_scatter": total}
+        want = whole[operation]
+        one, out = given[rank], np.full(len(want), np.nan)
+        if operation == "broadcast":
+            one = out = given[rank].copy()
+        if native[island]:
+            steps = only_copies_touch_it(staged(steps, 0))
+            shard, starts = relay.others(layout, island, elements)
+            outside = np.concatenate([[], *(given[r] for r in starts)])
+            if operation == "broadcast":
+                outside, shard = given[root], relay.shard_elements(elements, len(own))
+            part = slice(shard * own.index(rank), shard * (own.index(rank) + 1))
+            if operation == "reduce_scatter":  # what the library left here
+                near = given[own].sum(axis=0).reshape(n, elements)
+                one, out = near[list(starts)].reshape(-1)[part], near[rank].copy()
+            elif operation == "broadcast" and root in own:
+                one = out = given[root].copy()
+            else:
+                want = outside[part]
+                out = np.full(len(want), np.nan)
+                one = given[rank] if operation == "all_gather" else out
+        members.append(Member(steps, one, out))
+        wanted.append(want)
+    moved = run(members, seed, 1)
+    for member, want in zip(members, wanted, strict=True):
+        np.testing.assert_allclose(member.buffers[OUTPUT], want, rtol=1e-12)
+    if operation == "all_gather":  # everything crosses once to each other island
+        crossed = sum(
+            m for (a, b), m in moved.items() if layout.island_of(a) != layout.island_of(b)
+        )
+        assert crossed == n * elements * (len(sizes) - 1)
 
 
 def test_staging_memory_does_not_grow_with_the_buffer() -> None:

@@ -10,7 +10,9 @@ import torch.distributed as dist
 
 from pluribus.comm.transports import carriers
 from pluribus.comm.transports.base import Meeting
-from pluribus.comm.transports.tcp import Tcp, TcpPath, usable
+from pluribus.comm.transports.congestion import usable
+from pluribus.comm.transports.stream import TcpPath
+from pluribus.comm.transports.tcp import Tcp
 
 ISLANDS = ["a", "b", "a", "b", "c"]
 

@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from pluribus.comm.options import Options
+from pluribus.comm.transports import congestion, connections
 from pluribus.comm.transports.base import (
     DATA,
     CorruptFrame,
@@ -134,6 +135,37 @@ def test_nobody_comes_in_without_the_token() -> None:
             path.peek()
         path.close()
     assert "did not connect" in str(caught[0])
+
+
+@pytest.mark.skipif(
+    [*map(congestion.usable, ("bbr", "cubic"))] != ["bbr", "cubic"], reason="not in this kernel"
+)
+@pytest.mark.parametrize(("asked", "used"), [("auto", ["bbr", "cubic", "bbr"]), ("bbr", ["bbr"])])
+def test_a_connection_goes_over_to_what_suits_its_link(asked: str, used: list[str]) -> None:
+    for path, _ in connected(Tcp(1, asked)):
+        found = []
+        for loss in (None, 0.0, 0.2):
+            if loss is not None:
+                path.adapt(3e-4, 12.5e6, loss)
+            found.append(congestion.used(path._socket))
+        path.close()
+        path.adapt(3e-4, 12.5e6, 0.0)  # too late, and says nothing
+        assert found == used * (3 // len(used))
+
+
+def test_callers_that_say_nothing_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_HELLO_SECONDS", 600.0)
+    store, made = dist.HashStore(), {}
+    thread = threading.Thread(target=lambda: made.update(Tcp().connect(meeting(store, 0))))
+    thread.start()
+    host, port = store.get("0").decode().split()
+    silent = [socket.create_connection((host, int(port))) for _ in range(5)]
+    silent[0].sendall(b"h")
+    (path,) = Tcp().connect(meeting(store, 1))[0]
+    thread.join(30.0)
+    assert list(made) == [1]
+    for one in (path, made[1][0], *silent):
+        one.close()
 
 
 def test_options_come_from_the_environment() -> None:
