@@ -24,7 +24,9 @@ from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
 _WORTHWHILE = (0.93, 0.97)  # columns of a mix deliver this share of their chips' worth
-_MUCH_SLOWER = 1.15  # mixes of fractions slower than the best by this are not made whole
+_MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
+_WAITS = (0.004, 0.01)  # of a step that all may wait for the sums of columns that fill the chips
+_DEPTHS = 4  # pipelines of so many depths for each limit on a stage's seconds
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools whose every order along a pipeline is tried
 _SMALL = 256  # chips up to which every way to group pools is tried
@@ -102,23 +104,33 @@ def _proposals(
 
 
 def _mixed(generator: Generator, deadline: float) -> Iterator[Team]:
-    """Mixes of all columns, and of those without narrow stages: a sum has as many rings as its
-    narrowest member has tensor-parallel ranks, so one such stage holds up every stage it meets."""
+    """Mixes of all columns, and of those that begin with a wide stage: a sum has as many rings as
+    its narrowest member has tensor-parallel ranks, and no pass hides the first layers' sums.
+
+    Columns that make others wait a little longer for their sums may fill the chips better.
+    """
     few = generator.available.sum() <= _SMALL  # any column may fill what the others leave over
-    narrowest = {c: min(s.kind.tensor_parallel for s in c.stages) for c in generator.columns}
+    generator.price(deadline, generator.chip_prices(deadline), _DEPTHS)
+    opening = {c: c.stages[0].kind.tensor_parallel for c in generator.columns}
     tried: set[tuple[Column, ...]] = set()
-    for width in sorted(set(narrowest.values())):
-        wide = [column for column, least in narrowest.items() if least >= width]
+    for width in sorted(set(opening.values()), reverse=True):
+        wide = [column for column, first in opening.items() if first >= width]
         least = generator.deadline(deadline, wide)
         if least > _MUCH_SLOWER * deadline:
-            return
-        for share in (0.0, *_WORTHWHILE) if few else _WORTHWHILE:
-            columns = tuple(worthwhile(generator, least, wide, share))
-            if columns not in tried:
-                tried.add(columns)
-                team = whole_team(generator, least, columns)
-                if team is not None:
-                    yield team
+            continue
+        generator.take_sums_of(generator.mix(least, wide).uses, wide)
+        tail = generator.shared_tail
+        for wait in _WAITS:
+            able = generator.share(wide, tail + wait * least)
+            soonest = generator.deadline(generator.ideal_seconds, able)
+            for share in (0.0, *_WORTHWHILE) if few else _WORTHWHILE[1:]:
+                columns = tuple(worthwhile(generator, soonest, able, share))
+                if columns not in tried:
+                    tried.add(columns)
+                    team = whole_team(generator, soonest, columns)
+                    if team is not None:
+                        yield team
+        generator.share(wide, tail)
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:

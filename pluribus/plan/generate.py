@@ -51,9 +51,11 @@ class Generator:
     estimates_sums: bool = True
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
+    _own_tails: dict[Column, float] = field(default_factory=dict)
     _matrices: dict[tuple, Array] = field(default_factory=dict)
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
-    _shared_tail: float = 0.0  # of the pipeline of that mix whose sums take longest
+    _drain: Array | None = None  # [L] seconds between the last backward of its stages and of all
+    _shared_tail: float = 0.0
 
     @classmethod
     def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
@@ -103,33 +105,56 @@ class Generator:
             np.maximum.at(best, pricer.pool_of, np.where(able, rate, 0.0))
         return best
 
-    def take_sums_of(self, uses: Array) -> None:
-        """Estimates gradient sums anew, from who holds what in a mix of the known columns."""
-        members = Members.of_mix(self.columns, uses, len(self.setting.model.layers))
-        self._layer_sums = layer_sums(self.setting, self.columns, uses)
+    def take_sums_of(self, uses: Array, columns: Sequence[Column] | None = None) -> list[Column]:
+        """Estimates gradient sums anew, from who holds what in a mix.
+
+        The first layer's sum is the last, and every pipeline takes part in it: none is through
+        before the one whose sums take longest. So all wait for one tail, and columns that make
+        others wait longer are not used.
+
+        Args:
+            uses: of the columns.
+            columns: to choose from; all that are known by default.
+
+        Returns:
+            The columns that go with the tail with which a mix ends soonest.
+        """
+        columns = self.columns if columns is None else columns
+        used = [c for c, n in zip(columns, uses, strict=True) if n > min(_USED, uses.max() / 2)]
+        members = Members.of_mix(columns, uses, len(self.setting.model.layers))
+        self._layer_sums = layer_sums(self.setting, columns, uses)
+        self._drain = np.min([self.pace(column).early_layers for column in used], axis=0)
         for size, pricer in self.pricers.items():
             tails = estimated_tails(self.setting, pricer.prices, members)
             self.pricers[size] = replace(pricer, tails=tails)
         old, self._paces, self._shared_tail = self._paces, {}, 0.0
-        own = {column: self.pace(column).tail for column in self.columns}
+        for column in self.columns:
+            own = self.pace(column).tail
+            if column in old:
+                self._paces[column] = old[column].with_tail(own)
+        tails = sorted({self._own_tails[column] for column in used}, reverse=True)
+        ways = [(self.deadline(self.ideal_seconds, self.share(columns, t)), t) for t in tails]
+        return self.share(columns, min(ways)[1])
 
-        def share(tail: float) -> None:
-            self._shared_tail = tail
-            self._paces = {c: old[c].with_tail(max(own[c], tail)) for c in own if c in old}
+    @property
+    def shared_tail(self) -> float:
+        """Seconds between the last backward and the end of the step, of all pipelines."""
+        return self._shared_tail
 
-        tails = {own[c] for c, times in zip(self.columns, uses, strict=True) if times > _USED}
-        best = np.inf, 0.0
-        for tail in sorted(tails, reverse=True):
-            share(tail)
-            # Those with longer sums would make all others wait.
-            able = [column for column in own if own[column] <= tail]
-            best = min(best, (self.deadline(self.ideal_seconds, able), tail))
-        share(best[1])
+    def share(self, columns: Sequence[Column], tail: float) -> list[Column]:
+        """Makes all pipelines wait for a tail; the columns that make none wait longer."""
+        self._shared_tail = tail
+        for column in columns:
+            own = self._own_tails[column]
+            self._paces[column] = self._paces[column].with_tail(max(own, tail))
+        return [column for column in columns if self._own_tails[column] <= tail]
 
     def pace(self, column: Column) -> Pace:
         """How fast a column is."""
         if column not in self._paces:
-            self._paces[column] = self._pace(column, self.pricers[column.micro_batch_size].tails)
+            pace = self._pace(column, self.pricers[column.micro_batch_size].tails)
+            self._own_tails[column] = pace.tail
+            self._paces[column] = pace.with_tail(max(pace.tail, self._shared_tail))
         return self._paces[column]
 
     def _pace(self, column: Column, tails: Array) -> Pace:
@@ -141,17 +166,17 @@ class Generator:
         forward, backward = prices.forward[rows, runs], prices.backward[rows, runs]
         senders = pricer.hops.senders[rows[:-1]]
         hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
-        # A later stage is through with its passes before the first one is.
-        early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
-        ends = tails[rows, runs]
-        if self._layer_sums is not None:
-            # Better than on the average of the stage's pool: what its own layers take.
-            done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
-            sums = [done[b] - done[a] for a, b in (stage.layers for stage in column.stages)]
-            ends = pricer.prices.update[rows, runs] + sums
-        tail = max(float((ends - early).max()), self._shared_tail)
         limit = self.batch // column.micro_batch_size
-        return Pace(column, forward, backward, hops, tail, limit)
+        pace = Pace(column, forward, backward, hops, 0.0, limit)
+        # A later stage is through with its passes before the first one is.
+        tail = float((tails[rows, runs] - pace.early).max())
+        if self._layer_sums is not None and self._drain is not None:
+            # Layer by layer, last ones first, as the stages of the others are through with theirs.
+            done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
+            first = [stage.layers[0] for stage in column.stages for _ in range(stage.num_layers)]
+            ready = np.minimum(self._drain, pace.early_layers)
+            tail = float((done[1:] - done[first] - ready).max() + prices.update[rows, runs].max())
+        return pace.with_tail(tail)
 
     @cached_property
     def _row(self) -> dict[StageKind, int]:
@@ -229,8 +254,13 @@ class Generator:
         floor = 1e-3 * deadline * self.speeds
         return np.maximum(self.mix(deadline).chip_values, floor)
 
-    def price(self, deadline: float, chip_prices: Array) -> None:
-        """Adds pipelines worth using at these prices of chips."""
+    def price(self, deadline: float, chip_prices: Array, depths: int = 1) -> None:
+        """Adds pipelines worth using at these prices of chips.
+
+        Args:
+            depths: pipelines of so many depths for each limit on a stage's seconds; whole ones
+                that have to fill all chips need the choice.
+        """
         worth = chip_prices @ self.available
         chip_prices = chip_prices * (self.batch / max(worth, 1e-30))
         best = 0.0
@@ -243,7 +273,7 @@ class Generator:
             lanes = _lanes(np.array(list(found)), size)
             worthwhile = size * (deadline / lanes.cap + 1) * 1.2
             solution = pricer.solve(chip_prices, lanes, worthwhile)
-            for column in self._best(solution):
+            for column in self._best(solution, depths):
                 for one in dict.fromkeys((column, self.recut(column))):
                     most = min(self.pace(one).most(deadline), self.batch / size)
                     ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
@@ -261,15 +291,13 @@ class Generator:
             self._known.add(column)
             self.columns.append(column)
 
-    def _best(self, solution: Solution) -> list[Column]:
-        """Of each lane the best pipeline."""
+    def _best(self, solution: Solution, depths: int) -> list[Column]:
+        """Of each lane the best pipelines."""
         result: dict[Column, None] = {}
-        if not len(solution.values):
-            return []
-        best = solution.values.argmin(axis=0)
-        for lane, depth in enumerate(best):
-            if np.isfinite(solution.values[depth, lane]):
-                result.setdefault(solution.column(int(depth) + 1, lane))
+        for lane, prices in enumerate(solution.values.T):
+            for depth in np.argsort(prices, kind="stable")[:depths]:
+                if np.isfinite(prices[depth]):
+                    result.setdefault(solution.column(int(depth) + 1, lane))
         return list(result)
 
     def recut(self, column: Column, in_flight: int = MANY) -> Column:
