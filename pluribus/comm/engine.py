@@ -182,8 +182,7 @@ class Engine:
                 raise CollectiveError("the group was closed")
 
     def expect(self, stall: float) -> None:
-        """Sets after how many seconds of silence, while something is pending, a peer has
-        stalled."""
+        """Sets after how many silent seconds, while something is pending, a peer has stalled."""
 
         def act() -> None:
             self._stall = self._health.stall = stall
@@ -379,8 +378,8 @@ class Engine:
         while self._leaving:
             until, then = self._leaving[0]
             if self._failure is None:
-                delivered = all(path.delivered for path in self._mesh.paths())
-                if not delivered and time.monotonic() < until:
+                delivered = (path.delivered for path in self._mesh.paths())
+                if time.monotonic() < until and not all(delivered):
                     return
                 self._end(errors.Aborted("the group was closed or made anew"), GOODBYE)
             self._leaving.popleft()
