@@ -38,19 +38,17 @@ def pareto_front(
             do="Give each [[pool]] its price_per_chip_hour.",
         )
 
-    def plan_for(objective: str | Deadline) -> Plan:
-        job = replace(setting.job, plan=replace(setting.job.plan, objective=objective))
-        return Search(replace(setting, job=job)).best()
-
+    job = replace(setting.job, plan=replace(setting.job.plan, objective="time"))
+    search = Search(replace(setting, job=job))
     progress("the quickest plan")
-    found = [plan_for("time")]
+    found = [search.best()]
     progress("the cheapest plan")
-    found.append(plan_for("money"))
+    found.append(search.under("money").best())
     low, high = (seconds_of(plan) * setting.job.train.num_steps for plan in found)
     for i in range(1, points - 1):
         deadline = low * (high / low) ** (i / (points - 1)) if high > low else low
         progress(f"the cheapest plan within {deadline / 3600:.1f} h")
-        found.append(plan_for(Deadline(deadline=f"{deadline:.6f}s")))
+        found.append(search.under(Deadline(deadline=f"{deadline:.6f}s")).best())
     return undominated(found)
 
 
