@@ -206,11 +206,12 @@ class Generator:
         Regula falsi (Illinois): what a mix delivers grows almost evenly with time.
         """
         missing, beyond = 0.0, self.mix(low, columns).total - self.batch
-        # Of sizes that do not divide the batch, whole micro-batches may never reach it.
-        high, most = low, 1e9 * self.ideal_seconds
+        # Of sizes that do not divide the batch, whole micro-batches may never reach it: steps grow.
+        high, most, step = low, 1e9 * self.ideal_seconds, 1.001
         while beyond < 0 and high < most:
             low, missing = high, beyond
-            high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), 1.001), 1.25)
+            high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), step), 1.25)
+            step *= step
             beyond = self.mix(high, columns).total - self.batch
         side = 0
         while high - low > _EXACT * high and beyond >= 0:
