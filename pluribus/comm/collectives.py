@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pluribus.comm.algorithms import flat, relay
-from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS, compare_digests, program
 from pluribus.comm.codecs.base import Codec
@@ -28,7 +28,7 @@ from pluribus.comm.options import Options
 from pluribus.comm.program import Builder, Program
 from pluribus.comm.reduce import Op, reduction
 from pluribus.comm.scratch import Scratch
-from pluribus.comm.tuner import Tuner
+from pluribus.comm.tuner import Tuner, coding_of
 from pluribus.core.units import KIB, MIB, format_bytes
 
 _PARTED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
@@ -37,7 +37,6 @@ _LINEAR = (Op.SUM, Op.AVG, Op.PREMUL_SUM)
 CHUNK_BYTES = MIB
 _CODED_BYTES = 64 * KIB  # smaller sums are not worth encoding
 _KEPT_PROGRAMS = 256
-_FAST_GIGABYTES_PER_S = 5.0  # of a codec whose decoding takes about as long as copying
 
 STAGING_BYTES = 64 * MIB  # of host memory per operation and rank, where the algorithm needs no more
 
@@ -65,7 +64,6 @@ class Collectives:
         timeout: seconds for one operation.
         residuals: of the codec.
         tuner: chooses algorithms.
-        chips: whether some rank has a chip beside its host.
         relays: whether some island adds up by a library of its vendor.
         island: this rank's, if it is one of those.
         forced: an algorithm to use wherever it fits, for measurements; the same on every rank.
@@ -84,7 +82,6 @@ class Collectives:
         self.timeout = timeout
         self.tuner = tuner
         self.residuals = Residuals()
-        self.chips = False
         self.relays = False
         self.island: Island | None = None
         self.forced = options.algorithm
@@ -154,12 +151,11 @@ class Collectives:
         self._learn(operation)
         num_bytes = whole * output.element_size()
         codec = self._codec_for(operation, output.dtype, op, num_bytes, key)
-        addable = (
-            self.tuner.aggregated
-            and op in _LINEAR
-            and output.dtype is torch.float32
-            and not self.chips  # one rank's tensors may be a chip's, and all choose alike
-        )
+        addable = self.tuner.aggregated and op in _LINEAR and output.dtype is torch.float32
+        if codec is not None and not self.forced:
+            # Of other widths less is saved, and whoever sums those wants it so.
+            pays = self.tuner.worth_coding(operation, num_bytes, codec, addable)
+            codec = codec if pays or output.dtype is not torch.float32 else None
         name = self._choose(operation, num_bytes, codec is not None, addable)
         if name != "islands":
             codec = None
@@ -207,7 +203,9 @@ class Collectives:
             return
         match self._learning.count():
             case Moment.TELL:
-                noted = torch.from_numpy(self.tuner.corrections.noted.copy())
+                # The last figure says whether the aggregator was lost, as seen from here.
+                lost = np.float32(0.0 if self._engine.mesh.lost_aggregator() else np.inf)
+                noted = torch.from_numpy(np.append(self.tuner.corrections.noted, lost))
                 reply = self._learning.asks(noted)
                 name = "direct"
                 plan = _Plan("all_reduce", name, noted.numel(), noted.numel(), 0, None, False,
@@ -217,7 +215,13 @@ class Collectives:
             case Moment.USE:
                 self.adapt()  # by what they have lost since
                 smallest = self._learning.answer(self.timeout)
-                if smallest is not None and self.tuner.corrections.decide(smallest):
+                if smallest is None:
+                    return
+                changed = self.tuner.corrections.decide(smallest[:-1])
+                if smallest[-1] == 0.0 and self.tuner.aggregated:
+                    self.tuner.lose_aggregator()
+                    changed = True
+                if changed:
                     self.learned()
 
     def _program(self, plan: _Plan) -> Program:
@@ -226,8 +230,7 @@ class Collectives:
             return known
         coding = None
         if plan.codec is not None:
-            fast = plan.codec.gigabytes_per_s >= _FAST_GIGABYTES_PER_S
-            coding = Coding(plan.codec.block, plan.codec.num_bytes, plan.element_size, fast)
+            coding = coding_of(plan.codec, plan.element_size)
         verify = self._options.verify and plan.operation == "all_reduce"
         if plan.name == "relay":
             builder = Builder(self._rank, self._options.streams)

@@ -68,6 +68,10 @@ class Corrections:
         self.noted.fill(np.inf)
         return self._factors != before
 
+    def forget(self, name: str) -> None:
+        """What is known of an algorithm that is not there any more."""
+        self._factors = {key: known for key, known in self._factors.items() if key[1] != name}
+
     def to_json(self) -> dict[str, float]:
         return {"/".join(map(str, key)): factor for key, factor in self._factors.items()}
 

@@ -8,13 +8,14 @@ would run, so that a new algorithm needs no formula. Seconds come from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pluribus.comm.algorithms.aggregated import CHUNK_ELEMENTS
+from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS, program
-from pluribus.comm.program import Kind, Program, Step
+from pluribus.comm.program import FIRST_SCRATCH, Kind, Program, Step
 from pluribus.predict.algorithms import Algorithm, Phase
 
 # The processor's part of a message (o of LogP, Culler et al. 1993) as a share of the latency inside
@@ -24,6 +25,7 @@ _OVERHEAD = 0.2
 # Of one aggregator process, in and out alike: on one core of an AMD EPYC of 2025, November 2026.
 AGGREGATOR_BYTES_PER_S = 5e8
 _TINY_ELEMENTS = 64  # for each rank: enough for every piece to exist
+_LONG_ELEMENTS = 1 << 14  # for each rank, with codecs: long beside their blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,14 @@ class Links:
 
     Attributes:
         add_bytes_per_s: at which a rank adds up what it gets, all at the same time.
+        code_bytes_per_s: by codec, at which the slowest rank encodes and decodes float32; of those
+            that were measured.
     """
 
     near: LinkCost
     far: LinkCost
     add_bytes_per_s: float = 5e9  # one core of the host that `TYPICAL` names
+    code_bytes_per_s: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_json(cls, known: Mapping[str, Any]) -> Links:
@@ -69,9 +74,11 @@ class Links:
             for kind in ("near", "far")
         ]
         adding = float(known.get("add_bytes_per_s", cls.add_bytes_per_s))
-        if min(adding, *(v for link in links for v in (link.latency_s, link.bytes_per_s))) <= 0:
-            raise ValueError("a link's latency or rate is not positive")
-        return cls(*links, adding)
+        coding = {str(k): float(v) for k, v in known.get("code_bytes_per_s", {}).items()}
+        figures = [v for link in links for v in (link.latency_s, link.bytes_per_s)]
+        if min(adding, *figures, *coding.values()) <= 0:
+            raise ValueError("a link's latency or a rate is not positive")
+        return cls(*links, adding, coding)
 
 
 # Until measured: shared memory and TCP of this library on a 2-core x86 host, November 2026.
@@ -224,6 +231,46 @@ def priced(name: str, what: Shape, links: Links, chunk_bytes: int) -> Algorithm:
     longer = max(0.0, way / max(near, far) - 1) if max(near, far) else 0.0
     half = share * chunk_bytes / what.piece if what.piece else 0.0
     return Algorithm(name, (Phase(latency, share, rate, longer, half),))
+
+
+def coded(
+    operation: str, layout: Layout, links: Links, chunk_bytes: int, coding: Coding, rate: float
+) -> Algorithm:
+    """The algorithm of islands with a codec on the hop between them, for float32.
+
+    Args:
+        rate: bytes per second of values that a rank encodes and decodes.
+    """
+    what, elements = shape(operation, "islands", layout), _LONG_ELEMENTS * layout.size
+    given = _LONG_ELEMENTS if operation in ("all_gather", "reduce_scatter") else elements
+    programs = [
+        program(operation, "islands", layout, rank, given, elements, coding=coding)
+        for rank in range(layout.size)
+    ]
+    sent, received, work = ([0] * layout.size for _ in range(3))
+    for rank, steps in enumerate(programs):
+        for step in steps.steps:
+            short = step.source.buffer >= FIRST_SCRATCH
+            short = short and steps.coded[step.source.buffer - FIRST_SCRATCH]
+            num_bytes = step.source.size * (1 if short else 4)
+            if step.kind is Kind.SEND:
+                sent[rank] += num_bytes
+                received[step.peer] += num_bytes
+            elif step.kind is Kind.ENCODE:
+                work[rank] += num_bytes
+            elif step.kind in (Kind.DECODE, Kind.DECODE_ADD):
+                work[rank] += 4 * step.target.size * max(1, step.part)
+    whole = 4 * elements
+    shorter = coding.num_bytes(_LONG_ELEMENTS) / (4 * _LONG_ELEMENTS)
+    moved = replace(
+        what,
+        near_share=max(*sent, *received) / whole,
+        far_share=what.far_share * shorter,
+        # A byte that is encoded and one that is decoded together take one of `rate`.
+        added=what.added + max(work) / 2 / whole * links.add_bytes_per_s / rate,
+        far_way=what.far_way * shorter,
+    )
+    return priced("islands", moved, links, chunk_bytes)
 
 
 def candidates(

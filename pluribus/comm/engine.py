@@ -145,10 +145,9 @@ class Engine:
 
         self.call(act)
 
-    def packets(self, peer: int) -> tuple[int, int]:
-        """`Path.packets` of the path for messages to a peer."""
-        path = self._mesh.messages.get(peer)
-        return path.packets if path is not None else (0, 0)
+    @property
+    def mesh(self) -> Mesh:
+        return self._mesh
 
     def call(self, function: Callable[[], None]) -> None:
         """Runs a function in the engine's thread; in the caller's when that has ended."""

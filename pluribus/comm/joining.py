@@ -129,7 +129,6 @@ def join(
     made.adapt()
     several_hosts = len({place.host for place in places}) > 1
     native = [_has_library([places[member] for member in members]) for members in layout.islands]
-    made.chips = any(place.chip for place in places)
     made.relays = len(native) > 1 and any(native)
     home = layout.island_of(rank)
     whole = None

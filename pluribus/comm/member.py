@@ -134,7 +134,7 @@ class Member(Facade):
 
     def sent_packets(self, peer: int) -> tuple[int, int]:
         """(sent again, sent) of the path that messages to a peer take."""
-        return self._engine.packets(peer)
+        return self._engine.mesh.packets(peer)
 
     def staging(self, tensor: torch.Tensor) -> Staging | None:
         """The way of a tensor's chip to the engine; None where it needs none."""

@@ -33,6 +33,15 @@ class Mesh:
         lanes = [path for paths in self.data.values() for path in paths]
         return [*lanes, *self.messages.values(), *self.control.values()]
 
+    def packets(self, peer: int) -> tuple[int, int]:
+        """`Path.packets` of the path for messages to a peer."""
+        path = self.messages.get(peer)
+        return path.packets if path is not None else (0, 0)
+
+    def lost_aggregator(self) -> bool:
+        """Whether paths go to what takes an aggregator's place."""
+        return any(path.needs_all for path in self.paths())
+
     def adapt(self, links: Mapping[int, LinkCost]) -> None:
         """Lets the paths to peers be what suits the links to them."""
         for peer, link in links.items():

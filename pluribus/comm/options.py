@@ -23,7 +23,8 @@ class Options:
             host.
         address: IP address to listen on and to tell the peers; empty: the one that routes to the
             store, which is loopback when the store is on loopback.
-        codec: for sums of floats between islands: "none", "bf16", "int8", "int4".
+        codec: for sums of floats between islands: "none", "bf16", "int8", "int4" …; where links
+            were measured, for those that it makes quicker.
         gather_codec: for all-gathers of floats between islands (of weights, say), likewise; nothing
             makes up for what it loses.
         algorithm: name of one to use wherever it fits; empty lets the tuner choose.

@@ -5,6 +5,7 @@ speeds of coding, copying and adding.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -64,11 +65,11 @@ def links(group: Group) -> Links:
     across = [[(heads[a], heads[b]) for a, b in one] for one in rounds(len(heads))][:_MOST_ROUNDS]
     near = _slowest(_measured(group, [inside] if inside else []))
     guess = near.bytes_per_s if near is not None else 0.0
-    rate, adding = _together(group, islands, guess)
+    rate, adding, coding = _together(group, islands, guess)
     if near is not None:
         near = replace(near, bytes_per_s=rate)
     far = _slowest(_measured(group, across))
-    return Links(near or far or TYPICAL.near, far or near or TYPICAL.far, adding)
+    return Links(near or far or TYPICAL.near, far or near or TYPICAL.far, adding, coding)
 
 
 def rails(group: Group) -> tuple[float, ...]:
@@ -106,17 +107,8 @@ def matrix(group: Group) -> dict[tuple[int, int], LinkCost]:
 def speeds(group: Group) -> Speeds:
     """This host's, measured in about 50 ms."""
     values, other = torch.rand(2, MIB)
-    coding = 0.0
-    if group.options.codec != "none":
-        codec = codec_named(group.options.codec)
-        coded = torch.empty(codec.num_bytes(MIB), dtype=torch.uint8)
-        residual = torch.zeros(MIB) if codec.feeds_back else None
-
-        def code() -> None:
-            codec.encode(values, coded, residual)
-            codec.decode(coded, other, add=True)
-
-        coding = _rate(code)
+    name = group.options.codec
+    coding = _coding(name) if name != "none" else 0.0
     ones, sums = values.numpy(), other.numpy()
     staging = group.staging(values)
     if staging is None:
@@ -126,6 +118,20 @@ def speeds(group: Group) -> Speeds:
         adapter = staging.adapter
         copy = _rate(lambda: adapter.fetch(host, values, adapter.mark()).wait())
     return Speeds(coding, copy, _rate(lambda: np.add(sums, ones, out=sums)))
+
+
+def _coding(name: str) -> float:
+    """Bytes per second that are encoded and decoded."""
+    codec = codec_named(name)
+    values, other = torch.rand(2, MIB)
+    coded = torch.empty(codec.num_bytes(MIB), dtype=torch.uint8)
+    residual = torch.zeros(MIB) if codec.feeds_back else None
+
+    def code() -> None:
+        codec.encode(values, coded, residual)
+        codec.decode(coded, other, add=True)
+
+    return _rate(code)
 
 
 def _rate(call: Callable[[], object]) -> float:
@@ -164,9 +170,11 @@ def _measured(group: Group, plan: Sequence[Pairs]) -> dict[tuple[int, int], Link
     return {pair: LinkCost(*values) for pair, values in zip(pairs, found.tolist(), strict=True)}
 
 
-def _together(group: Group, islands: Sequence[Sequence[int]], guess: float) -> tuple[float, float]:
-    """Bytes per second of the slowest rank: when everybody sends to the next of its island, and
-    when everybody adds."""
+def _together(
+    group: Group, islands: Sequence[Sequence[int]], guess: float
+) -> tuple[float, float, dict[str, float]]:
+    """Bytes per second of the slowest rank: when everybody sends to the next of its island, when
+    everybody adds, and by codec, when everybody codes."""
     own = next((island for island in islands if group.rank() in island), None)
     low, high = _LARGE_BYTES
     size = min(high, max(low, int(guess * _LARGE_SECONDS)))
@@ -186,11 +194,14 @@ def _together(group: Group, islands: Sequence[Sequence[int]], guess: float) -> t
     ones, sums = torch.rand(2, MIB).numpy()
     adding = _rate(lambda: np.add(sums, ones, out=sums))
     sending = math.inf if own is None else size / best
-    slowest = torch.tensor([sending, adding], dtype=torch.float64)
+    codecs = [name for name in (group.options.codec,) if name != "none"]
+    figures = [sending, adding, *map(_coding, codecs)]
+    slowest = torch.tensor(figures, dtype=torch.float64)
     options = dist.AllreduceOptions()
     options.reduceOp = dist.ReduceOp(dist.ReduceOp.MIN)
     group.allreduce([slowest], options).wait()
-    return slowest[0].item(), slowest[1].item()
+    sending, adding, *coding = slowest.tolist()
+    return sending, adding, dict(zip(codecs, coding, strict=True))
 
 
 def _slowest(found: dict[tuple[int, int], LinkCost]) -> LinkCost | None:
@@ -217,23 +228,26 @@ def _ping(group: Group, one: int, other: int) -> LinkCost | None:
         (group.recv if first else group.send)([data[:1]], peer, 0).wait()
         return time.perf_counter() - start
 
-    small = min(exchange(torch.zeros(64, dtype=torch.uint8)) for _ in range(_SMALL_ROUNDS))
+    def quick(rounds: int) -> list[float]:
+        return [exchange(torch.zeros(64, dtype=torch.uint8)) for _ in range(rounds)]
+
+    times = quick(_SMALL_ROUNDS)
     guess = exchange(torch.zeros(_FIRST_BYTES, dtype=torch.uint8))
     low, high = _LARGE_BYTES
     size = torch.tensor(
         [
             min(high, max(low, int(_FIRST_BYTES * _LARGE_SECONDS / guess))),
-            min(_MOST_SMALL, int(_MORE_SECONDS / small)),
+            min(_MOST_SMALL, int(_MORE_SECONDS / min(times))),
         ]
     )
     (group.send if first else group.recv)([size], peer, 0).wait()
-    for _ in range(int(size[1])):
-        small = min(small, exchange(torch.zeros(64, dtype=torch.uint8)))
+    # The usual one: the best is of threads that happened to be awake.
+    small = statistics.median(times + quick(int(size[1])))
     data = torch.zeros(int(size[0]), dtype=torch.uint8)
     large = min(exchange(data) for _ in range(_LARGE_ROUNDS))  # whatever disturbs makes it slower
     if not first:
         return None
     resent, sent = (b - a for a, b in zip(before, group.sent_packets(peer), strict=True))
-    # If even the best small message was disturbed, it says nothing of what the large one took.
+    # If the small messages were disturbed, they say nothing of what the large one took.
     rate = data.numel() / (large - small if 2 * small < large else large)
     return LinkCost(small / 2, rate, resent / sent if sent else 0.0)

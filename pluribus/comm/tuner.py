@@ -15,14 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pluribus.comm.algorithms.islands import Coding
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS
+from pluribus.comm.codecs.base import Codec
 from pluribus.comm.corrections import Corrections
-from pluribus.comm.costs import Links, candidates
+from pluribus.comm.costs import Links, candidates, coded
 from pluribus.core.units import KIB, MIB
 from pluribus.predict.algorithms import Algorithm
 
 _MOST_SCRATCH = 256 * MIB
+_FAST_GIGABYTES_PER_S = 5.0  # of a codec whose decoding takes about as long as copying
 _ONE_SHOT_BYTES = 256 * KIB  # beyond it everybody's everything is too much memory traffic
 
 
@@ -71,10 +74,33 @@ class Tuner:
             and (addable or not ALGORITHMS[operation][name].aggregated)
         }
 
+    def worth_coding(
+        self, operation: str, num_bytes: int, codec: Codec, addable: bool = False
+    ) -> bool:
+        """Whether a codec makes a sum of float32 quicker; true as long as nobody has measured it,
+        and where what is left depends on the numbers."""
+        rate = self.links.code_bytes_per_s.get(codec.name)
+        if rate is None or codec.varies:
+            return True
+        key = f"{operation} by {codec.name}"
+        if key not in self._known:
+            coding = coding_of(codec)
+            found = coded(operation, self._layout, self.links, self._chunk, coding, rate)
+            self._known[key] = {"islands": found}
+        seconds = float(self._known[key]["islands"].seconds(num_bytes))
+        return seconds <= min(self.prices(operation, num_bytes, addable).values())
+
     def model_seconds(self, operation: str, name: str, num_bytes: int) -> float | None:
         """What the model says without corrections; None of an algorithm it does not know."""
         algorithm = self._algorithms(operation).get(name)
         return None if algorithm is None else float(algorithm.seconds(num_bytes))
+
+    def lose_aggregator(self) -> None:
+        """Does without it until the group is made anew, and forgets what was measured of what took
+        its place; every rank does at the same operation."""
+        self.aggregated = False
+        self.corrections.forget("aggregator")
+        self._known.clear()
 
     def _algorithms(self, operation: str) -> dict[str, Algorithm]:
         if operation not in self._known:
@@ -86,6 +112,12 @@ class Tuner:
         if name == "one_shot" and num_bytes > _ONE_SHOT_BYTES:
             return False
         return ALGORITHMS[operation][name].scratch(self._layout.size) * num_bytes < _MOST_SCRATCH
+
+
+def coding_of(codec: Codec, width: int = 4) -> Coding:
+    """What algorithms need to know of a codec for elements of so many bytes."""
+    fast = codec.gigabytes_per_s >= _FAST_GIGABYTES_PER_S
+    return Coding(codec.block, codec.num_bytes, width, fast)
 
 
 def digest(layout: Layout, hosts: list[str]) -> str:

@@ -28,7 +28,7 @@ _MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not m
 _WAIT = 0.005  # of a step that all may wait for the sums of columns that fill the chips
 _DEPTHS, _SKEWS = 3, (0.95, 1.05)  # of each pipeline, and of a pool's price: see `Generator.price`
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
-_TOGETHER = 6  # pools whose every order along a pipeline is tried
+_TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 

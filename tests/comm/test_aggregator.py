@@ -101,6 +101,16 @@ def test_sums_are_the_same_on_all_ranks(start, names: str) -> None:
     assert all(count > 0 for _, count in found.values())
 
 
+def test_chips_sum_through_it_by_way_of_the_host(start) -> None:
+    _, options = start()
+    chips = [options | {"PLURIBUS_COMM_ISLAND": name} for name in "abc"]
+    chips[0] |= {"PLURIBUS_COMM_DEVICE": "fake-a"}
+    chips[2] |= {"PLURIBUS_COMM_DEVICE": "fake-b@4"}
+    found = run_ranks(sums, 3, "abc", environments=chips)
+    assert len({tuple(values) for values, _ in found.values()}) == 1
+    assert all(count > 0 for _, count in found.values())
+
+
 def test_members_of_an_island_take_a_stream_each() -> None:
     assert streams(Layout.of("abc")) == [[0, 1, 2]]
     assert streams(Layout.of("aabb")) == [[0, 2], [1, 3]]
@@ -129,6 +139,35 @@ def test_a_lost_aggregator_is_replaced_without_a_wrong_bit(start) -> None:
         options | {"PLURIBUS_COMM_ISLAND": name} for name in "abc"])  # fmt: skip
     assert len({tuple(values) for values, _ in found.values()}) == 1
     assert all(fell_back for _, fell_back in found.values())
+
+
+def forgets(rank: int, n: int, pid: int) -> tuple[bool, bool, bool]:
+    """Whether the tuner counts on an aggregator: at first, after the loss, in the next epoch."""
+    group: Any = dist.group.WORLD
+    known = group.tuner.corrections
+    key = "all_reduce/aggregator/3"
+    known.__init__({key: 7.0})
+    first = group.tuner.aggregated
+    if rank == 0:
+        os.kill(pid, signal.SIGKILL)
+    for step in range(75):  # ranks tell each other at the 32nd that is not forced, and use it later
+        group._collectives.forced = "aggregator" if step < 30 else ""
+        x = torch.full((1000,), float(rank))
+        dist.all_reduce(x)
+        assert (x == n * (n - 1) / 2).all()
+    later = group.tuner.aggregated
+    assert key not in known.to_json()
+    group.reconfigure(list(range(n)), 1)
+    return first, later, group.tuner.aggregated
+
+
+def test_one_that_is_lost_is_not_counted_on(start) -> None:
+    pid, options = start()
+    islands = [options | {"PLURIBUS_COMM_ISLAND": name, "HOME": "/nowhere"} for name in "abc"]
+    for place in islands:
+        del place["PLURIBUS_COMM_ALGORITHM"]
+    found = run_ranks(forgets, 3, pid, environments=islands)
+    assert set(found.values()) == {(True, False, False)}
 
 
 def death(rank: int, n: int) -> tuple[str, tuple[int, ...], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch.distributed as dist
 from pluribus.comm import tuner
 from pluribus.comm.algorithms.layout import Layout
 from pluribus.comm.algorithms.registry import ALGORITHMS
+from pluribus.comm.codecs.registry import codec
 from pluribus.comm.corrections import Corrections
 from pluribus.comm.costs import TYPICAL, LinkCost, Links, Shape, shape
+from pluribus.comm.meeting import host_identity
 from pluribus.comm.probe import rounds
 from pluribus.comm.tuner import Tuner
 
@@ -167,3 +170,48 @@ def alone(rank: int, n: int) -> float:
 
 def test_a_rank_alone_has_nothing_to_learn() -> None:
     assert run_ranks(alone, 1) == {0: 6.0}
+
+
+@pytest.mark.parametrize(
+    ("far", "codecs"),
+    [
+        (1.2e8, {"bf16": 1e10, "int8": 4.5e9, "int8 slowly": 6e8}),  # 1 Gbit/s
+        (1.2e9, {"bf16": 1e10, "int8": 4.5e9}),
+        (5e9, {"bf16": 1e10}),
+    ],
+)
+def test_a_codec_is_used_where_it_saves_time(far: float, codecs: dict[str, float]) -> None:
+    """As measured by hand: at 1 Gbit/s even a slow one pays, at 10 only the kernel in C."""
+    found = {}
+    for name, rate in {"bf16": 1e10, "int8": 4.5e9, "int8 slowly": 6e8, "power-sgd": 1e8}.items():
+        one = codec(name.split()[0])
+        links = Links(LinkCost(1e-4, 2e9), LinkCost(1e-3, far), 5e9, {one.name: rate})
+        assert Links.from_json(asdict(links)) == links
+        if Tuner(Layout.of("ab"), links, 2**20).worth_coding("all_reduce", 2**27, one):
+            found[name] = rate
+    assert found == codecs
+    unmeasured = Links(LinkCost(1e-4, 2e9), LinkCost(1e-3, far))
+    assert Tuner(TWO, unmeasured, 2**20).worth_coding("all_reduce", 2**27, codec("int8"))
+
+
+def crossed(rank: int, n: int) -> float:
+    """Share of the buffer that left this rank."""
+    paths = dist.group.WORLD._engine._mesh.data[1 - rank]
+    before = sum(path.traffic.sent for path in paths)
+    x = torch.randn(1_000_000)
+    dist.all_reduce(x)
+    return (sum(path.traffic.sent for path in paths) - before) / x.nbytes
+
+
+def test_where_a_codec_takes_longer_than_the_link_nothing_is_coded(tmp_path: Path) -> None:
+    name = tuner.digest(Layout.of("ab"), [host_identity()] * 2)
+    for rate, share in ((1e8, 1.0), (5e9, 0.254)):
+        links = Links(LinkCost(1e-4, 2e9), LinkCost(1e-3, 1e9), 5e9, {"int8": rate})
+        known = tuner.to_json(links, Corrections())
+        tuner.save(known, tmp_path / ".cache" / "pluribus" / "comm", name)
+        places = [
+            {"HOME": str(tmp_path), "PLURIBUS_COMM_ISLAND": i, "PLURIBUS_COMM_CODEC": "int8"}
+            for i in "ab"
+        ]
+        found = run_ranks(crossed, 2, environments=places)
+        assert found[0] == pytest.approx(share, abs=0.01)
