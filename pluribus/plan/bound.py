@@ -19,7 +19,7 @@ import numpy as np
 
 from pluribus.plan.columns import Column
 from pluribus.plan.generate import Generator
-from pluribus.plan.prices import Hops
+from pluribus.plan.prices import Array, Hops
 from pluribus.plan.pricing import Pricer
 from pluribus.plan.proof import Proof
 from pluribus.plan.sums import least_tails
@@ -29,14 +29,24 @@ _SAFE = 1e-7  # relative room for rounding errors
 _SHARES = (
     0.999, 0.998, 0.997, 0.996, 0.995, 0.993, 0.991, 0.985, 0.98, 0.97, 0.96, 0.94, 0.9, 0.85,
 )  # fmt: skip
+# Where a best mix of fractions has so few pipelines, a share of one weighs.
+_FEW, _WHOLE = 3, 0.02
+_PARTS = (0.3, 0.7)  # of what is delivered, tried as the price of pipelines
+_SKEWS, _DEPTHS = (0.93, 1.07), 6  # of a pool's price, and depths of each pipeline
+_FAR = 1.25  # of the least step of mixes of any number of pipelines: not looked beyond
 _ROUNDS = 24  # proofs tried in all
 
 
 @dataclass(eq=False)
 class Bound:
-    """Proofs in the setting of a generator, whose columns they begin with."""
+    """Proofs in the setting of a generator, whose columns they begin with.
+
+    Attributes:
+        pipelines: the least and the most of the plans it is about; any number by default.
+    """
 
     generator: Generator
+    pipelines: tuple[float, float] | None = None
     # By micro-batch size, the seconds of slowest stages at which a proof is likely to fail.
     _doubtful: dict[int, dict[float, None]] = field(default_factory=dict)
 
@@ -46,7 +56,7 @@ class Bound:
         result = {}
         for size, pricer in self.generator.pricers.items():
             setting, prices = self.generator.setting, pricer.prices
-            hops = Hops.of(setting, prices.kinds, self.generator.pools, size, near=True)
+            hops = Hops.of(setting, prices.kinds, self.generator.pools, size, "near")
             result[size] = Pricer(prices, hops, pricer.pools, prices.update)
         return result
 
@@ -64,20 +74,70 @@ class Bound:
         """Columns with times that no plan goes below."""
         generator = self.generator
         floor = Generator(
-            generator.setting, generator.pools, generator.available, estimates_sums=False
-        )
-        floor.pricers.update(self._among)
+            generator.setting, generator.pools, generator.available,
+            estimates_sums=False, pipelines=self.pipelines,
+        )  # fmt: skip
+        floor.pricers.update(self._alone if self._only_one else self._among)
         for column in generator.columns:
             floor.add(column)
         return floor
+
+    @property
+    def _only_one(self) -> bool:
+        return self.pipelines is not None and self.pipelines[1] <= 1
 
     @cached_property
     def seconds(self) -> float:
         """A step that no plan goes below; infinite where nothing fits."""
         floor = self.floor
-        deadline, share = floor.generate(), 0
+        deadline = floor.generate()
         if not np.isfinite(deadline):
-            return np.inf
+            return deadline
+        number = float(floor.mix(deadline).uses.sum())
+        below = np.floor(number)
+        if number > _FEW or min(number - below, below + 1 - number) < _WHOLE:
+            return self._proven(deadline)
+        # Pipelines are whole: there is at least one more than that, or there are no more.
+        chip_prices, _ = floor.prices(deadline)
+        least = _FAR * deadline
+        for pipelines in ((below + 1, np.inf), (0.0, below)):
+            if pipelines[1] > 0:
+                branch = Bound(floor, pipelines)
+                for part in _PARTS:
+                    branch._begin(deadline, chip_prices, part)
+                soonest = branch.floor.generate(least)
+                if soonest < least:
+                    # For a search to choose from: whole pipelines have to fill the chips.
+                    prices, each = branch.floor.prices(soonest)
+                    branch.floor.price(1.01 * soonest, prices, _DEPTHS, each, _SKEWS)
+                least = branch._proven(soonest, least)
+                for column in branch.floor.columns:
+                    floor.add(column)
+        return least if least > deadline else max(least, self._proven(deadline))
+
+    def _begin(self, deadline: float, chip_prices: Array, part: float) -> None:
+        """Finds columns where pipelines cost something, or are paid for, whatever their chips.
+
+        Args:
+            chip_prices: with pipelines free.
+            part: of all that is delivered, what the pipelines cost or are paid.
+        """
+        assert self.pipelines is not None
+        few = self.pipelines[1] < np.inf
+        each = self.floor.batch / (self.pipelines[1] if few else -self.pipelines[0]) * part
+        worth = chip_prices * (self.floor.batch / self.floor.total(chip_prices, 0.0))
+        self.floor.price(1.03 * deadline, worth * (1 - part if few else 1 + part), each=each)
+
+    def _proven(self, deadline: float, most: float = np.inf) -> float:
+        """A step that none of these plans goes below.
+
+        Args:
+            deadline: the least step of mixes of the columns.
+            most: longer steps are not looked at.
+        """
+        floor, share = self.floor, 0
+        if deadline >= most and self.too_short(most) is None:
+            return most
         ideal = floor.ideal_seconds
         for column, times in zip(floor.columns, floor.mix(deadline).uses, strict=True):
             if times > 0:
@@ -94,7 +154,7 @@ class Bound:
             for column in open_columns:
                 floor.add(column)
             if len(floor.columns) > known:
-                after = floor.deadline(ideal)
+                after = floor.deadline(ideal, most=most)
                 if after < deadline:
                     deadline = after
                     continue
@@ -121,18 +181,24 @@ class Bound:
             doubtful: look only where a proof is likely to fail; None then proves nothing.
         """
         floor = self.floor
-        worth = floor.chip_prices(deadline)
-        total = float(worth @ floor.available)
-        chip_prices = worth * (floor.batch * (1 - _SAFE) / total)
+        chip_prices, each = floor.prices(deadline)
+        total = floor.total(chip_prices, each)
+        if total <= 0:
+            return []
+        scale = floor.batch * (1 - _SAFE) / total
+        chip_prices, each = chip_prices * scale, each * scale
         for size, pricer in self._among.items():
             most, likely = floor.batch // size, self._doubtful.setdefault(size, {})
-            alone = Proof(self._alone[size], chip_prices, deadline, most, most)
-            among = Proof(pricer, chip_prices, deadline, 1, most)
-            for proof in (alone, among):
+            proofs = []
+            if self.pipelines is None or self.pipelines[0] <= 1:
+                proofs.append(Proof(self._alone[size], chip_prices, deadline, most, most, each))
+            if not self._only_one:
+                proofs.append(Proof(pricer, chip_prices, deadline, 1, most, each))
+            for proof in proofs:
                 failed = proof.run(likely) if doubtful else proof.run()
                 if failed is not None:
                     likely.update(dict.fromkeys(proof.failed.tolist()))
-                    cost = chip_prices @ floor.chips_of(failed)
+                    cost = chip_prices @ floor.chips_of(failed) + each
                     better = floor.delivered(failed, deadline) > cost
                     return [c for c, found in zip(failed, better, strict=True) if found]
         return None

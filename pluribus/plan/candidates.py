@@ -25,8 +25,8 @@ _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
 _WORTHWHILE = 0.97  # columns of a mix deliver this share of their chips' worth
 _MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
-_WAIT = 0.008  # of a step that all may wait for the sums of columns that fill the chips
-_DEPTHS = 4  # pipelines of so many depths for each limit on a stage's seconds
+_WAIT = 0.005  # of a step that all may wait for the sums of columns that fill the chips
+_DEPTHS, _SKEWS = 3, (0.95, 1.05)  # of each pipeline, and of a pool's price: see `Generator.price`
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _SMALL = 256  # chips up to which every way to group pools is tried
@@ -86,7 +86,7 @@ def hourly_price(generator: Generator) -> Array:
 
 def estimate(generator: Generator, team: Team) -> float:
     """Seconds of a team's step, its gradient sums those of its own mix of columns."""
-    paces = [generator.pace(item.column) for item in team]
+    paces = [generator.slow_pace(item.column) for item in team]
     return team_seconds(generator.setting, team, paces)
 
 
@@ -119,7 +119,11 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
         return
     few = generator.available.sum() <= _SMALL  # any column may fill what the others leave over
     generator = generator.aside()
-    generator.price(deadline, generator.chip_prices(deadline), _DEPTHS)
+    prices, _ = generator.prices(deadline)
+    for pool in range(1, 1 if few else len(prices)):
+        for skew in _SKEWS if pool > 1 else (1.0, *_SKEWS):
+            skewed = np.where(np.arange(len(prices)) == pool, skew, 1.0) * prices
+            generator.price(deadline, skewed, _DEPTHS)
     opening = {c: c.stages[0].kind.tensor_parallel for c in generator.columns}
     tried: set[tuple[Column, ...]] = set()
     for width in sorted(set(opening.values())):
@@ -129,12 +133,12 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
             return
         generator.take_sums_of(generator.mix(least, wide).uses, wide)
         able = generator.share(wide, generator.shared_tail + _WAIT * least)
-        least = generator.deadline(generator.ideal_seconds, able)
+        soonest = generator.deadline(generator.ideal_seconds, able)
         for share in (0.0, _WORTHWHILE) if few else (_WORTHWHILE,):
-            columns = tuple(worthwhile(generator, least, able, share))
+            columns = tuple(worthwhile(generator, soonest, able, share))
             if columns not in tried:
                 tried.add(columns)
-                team = whole_team(generator, least, columns)
+                team = whole_team(generator, soonest, columns)
                 if team is not None:
                     yield team
 

@@ -49,7 +49,13 @@ def halves(values: Array, cells: np.ndarray) -> np.ndarray:
 
 
 def promising(
-    pricer: Pricer, chip_prices: Array, deadline: float, batch: int, count: int, least: float
+    pricer: Pricer,
+    chip_prices: Array,
+    deadline: float,
+    batch: int,
+    count: int,
+    least: float,
+    each: float = 0.0,
 ) -> dict[float, float]:
     """The limits that seem to deliver most, each with what it delivers per sequence that its chips
     have to deliver.
@@ -59,6 +65,7 @@ def promising(
         batch: sequences of a step.
         count: of limits at most.
         least: limits that deliver less are of no interest.
+        each: sequences that a pipeline has to deliver beside those of its chips.
     """
     values = stage_seconds(pricer.prices, deadline)
     if not len(values):
@@ -71,11 +78,11 @@ def promising(
         zero = np.zeros(len(cells))
         most = np.minimum(deadline / low, batch / size)
         lanes = Lanes(cap, zero, zero, zero, MANY)
-        found = pricer.solve(chip_prices, lanes, size * most / least, columns=False).values
+        found = pricer.solve(chip_prices, lanes, size * most / least - each, columns=False).values
         depths = np.arange(1, len(found) + 1)[:, None]
         # What fills and drains a pipeline takes about a slot of each stage.
         through = np.clip(np.floor(deadline / low - depths + 1), 0.0, batch / size)
-        return (size * through / found).max(axis=0, initial=0.0)
+        return (size * through / np.maximum(found + each, _EPS)).max(axis=0, initial=0.0)
 
     cells = cells_of(values)
     ratios = worth(cells)

@@ -44,6 +44,7 @@ class Generator:
         available: [pools] chips of each.
         columns: found so far, in order of finding.
         estimates_sums: whether gradient sums are estimated from the mixes found, not as given.
+        pipelines: the least and the most that a mix has; any number by default.
     """
 
     setting: Setting
@@ -51,6 +52,7 @@ class Generator:
     available: Array
     columns: list[Column] = field(default_factory=list)
     estimates_sums: bool = True
+    pipelines: tuple[float, float] | None = None
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _own_tails: dict[Column, float] = field(default_factory=dict)
@@ -158,6 +160,22 @@ class Generator:
             self._paces[column] = pace.with_tail(max(pace.tail, self._shared_tail))
         return self._paces[column]
 
+    @cached_property
+    def _far(self) -> dict[int, Hops]:
+        return {
+            size: Hops.of(self.setting, self.kinds, self.pools, size, "far")
+            for size in self.pricers
+        }
+
+    def slow_pace(self, column: Column) -> Pace:
+        """How fast a column is if all its messages leave their node: few placements keep those
+        inside that delay a pipeline most."""
+        pricer, pace = self.pricers[column.micro_batch_size], self.pace(column)
+        far = self._far[column.micro_batch_size]
+        rows = [self._row[stage.kind] for stage in column.stages]
+        hops = far.seconds[far.senders[rows[:-1]], pricer.pool_of[rows[1:]]]
+        return Pace(column, pace.forward, pace.backward, hops, pace.tail, pace.limit)
+
     def _pace(self, column: Column, tails: Array) -> Pace:
         pricer = self.pricers[column.micro_batch_size]
         kind = self.runs.kind
@@ -196,25 +214,38 @@ class Generator:
         """The mix of known columns that delivers most by a deadline."""
         columns = self.columns if columns is None else columns
         values = self.delivered(columns, seconds)
-        mix = most_sequences(values, self.chips_of(columns), self.available)
-        assert mix is not None
+        mix = most_sequences(
+            values, self.chips_of(columns), self.available, pipelines=self.pipelines
+        )
+        if mix is None:  # not so many pipelines
+            return Mix(0.0, np.zeros(len(columns)), np.zeros(len(self.pools)))
         return mix
 
-    def deadline(self, low: float, columns: Sequence[Column] | None = None) -> float:
+    def deadline(
+        self, low: float, columns: Sequence[Column] | None = None, most: float = np.inf
+    ) -> float:
         """The least step in which a mix of the known columns delivers the global batch.
 
         Regula falsi (Illinois): what a mix delivers grows almost evenly with time.
+
+        Args:
+            low: no step is shorter.
+            most: to be returned where none is shorter.
         """
         missing, beyond = 0.0, self.mix(low, columns).total - self.batch
-        # Of sizes that do not divide the batch, whole micro-batches may never reach it.
-        high, most = low, 1e9 * self.ideal_seconds
+        # Of sizes that do not divide the batch, whole micro-batches may never reach it: steps grow.
+        high, most, step = low, min(most, 1e9 * self.ideal_seconds), 1.001
         while beyond < 0 and high < most:
             low, missing = high, beyond
-            high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), 1.001), 1.25)
+            high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), step), 1.25)
+            high, step = min(high, most), step * step
             beyond = self.mix(high, columns).total - self.batch
-        side = 0
+        side, width = 0, np.inf
         while high - low > _EXACT * high and beyond >= 0:
             middle = low - missing * (high - low) / (beyond - missing)
+            if high - low > width / 2:
+                middle = (low + high) / 2  # it sits on a plateau
+            width = high - low
             # Steps of whole micro-batches: no nearer to an end than is asked for.
             margin = 0.5 * _EXACT * high
             middle = min(max(middle, low + margin), high - margin)
@@ -232,36 +263,38 @@ class Generator:
         """No step is shorter: the batch over what all chips do without any loss."""
         return self.batch / float(self.available @ self.speeds)
 
-    def generate(self) -> float:
-        """Finds columns; returns the step of their best mix. Infinite where nothing fits."""
+    def generate(self, most: float = np.inf) -> float:
+        """Finds columns; returns the step of their best mix. Infinite where nothing fits.
+
+        Args:
+            most: longer steps are of no interest.
+        """
         if not self.speeds.any():
             return np.inf
-        deadline, estimated = self.ideal_seconds * 1.2, not self.estimates_sums
-        if self.columns and self.estimates_sums:
-            before = self.deadline(self.ideal_seconds)
-            self.take_sums_of(self.mix(before).uses)
+        aim, estimated = self.ideal_seconds * 1.2, not self.estimates_sums
+        center, each = aim * self.speeds * 0.85, 0.0
+        if not self.columns:
+            self.price(aim, center)
+        elif self.estimates_sums:
+            self.take_sums_of(self.mix(self.deadline(self.ideal_seconds)).uses)
             estimated = True
-        else:
-            self.price(deadline, deadline * self.speeds * 0.85)
         while not self.columns:
-            deadline *= 4
-            if deadline > 1e6 * self.ideal_seconds:
+            aim *= 4
+            if aim > 1e6 * self.ideal_seconds:
                 return np.inf
-            self.price(deadline, deadline * self.speeds * 0.85)
-        before = self.deadline(self.ideal_seconds)
-        center = deadline * self.speeds * 0.85
+            self.price(aim, aim * self.speeds * 0.85)
+        before = self.deadline(self.ideal_seconds, most=most)
         for _ in range(_ROUNDS):
-            # The first few columns make wild prices: at those in the middle better ones are found.
-            aim = min(before, deadline * _STRIDE)
+            aim = min(before, aim * _STRIDE)
             wild = aim < before
-            deadline = aim
-            prices = self.chip_prices(aim)
+            prices, each = self.prices(aim)
             if wild:
-                prices = prices / max(prices @ self.available, 1e-30) * self.batch
-                prices = (prices + center / (center @ self.available) * self.batch) / 2
-                center = prices
-            self.price(aim, prices)
-            now = self.deadline(self.ideal_seconds)
+                # The first few columns make wild prices: in the middle better ones are found.
+                share = center @ self.available
+                center = (center + prices * share / max(prices @ self.available, 1e-30)) / 2
+                prices = center
+            self.price(aim, prices, each=each)
+            now = self.deadline(self.ideal_seconds, most=most)
             settled = now > before * (1 - _SETTLED) and not wild
             before = now
             if settled and estimated:
@@ -272,41 +305,70 @@ class Generator:
                 estimated = True
         return before
 
-    def chip_prices(self, deadline: float) -> Array:
-        """[pools] what one more chip adds to the best mix. Chips that are left over are worth next
-        to nothing, not nothing: a plan may still find a use for them."""
-        floor = 1e-3 * deadline * self.speeds
-        return np.maximum(self.mix(deadline).chip_values, floor)
+    def prices(self, deadline: float) -> tuple[Array, float]:
+        """([pools] what one more chip adds to the best mix, what one more pipeline does). Chips
+        that are left over are worth next to nothing, not nothing: a plan may still find a use for
+        them."""
+        mix = self.mix(deadline)
+        return np.maximum(mix.chip_values, 1e-3 * deadline * self.speeds), mix.pipeline_value
 
-    def price(self, deadline: float, chip_prices: Array, depths: int = 1) -> None:
+    def total(self, chip_prices: Array, each: float) -> float:
+        """What all chips have to deliver, and as many pipelines as there may be, or must."""
+        if not each or self.pipelines is None:
+            return float(chip_prices @ self.available)
+        return float(chip_prices @ self.available + each * self.pipelines[1 if each > 0 else 0])
+
+    def price(
+        self,
+        deadline: float,
+        chip_prices: Array,
+        depths: int = 1,
+        each: float = 0.0,
+        skews: Sequence[float] = (),
+    ) -> None:
         """Adds pipelines worth using at these prices of chips.
 
+        Whole pipelines have to fill the chips, and need columns of many sizes to choose from.
+
         Args:
-            depths: pipelines of so many depths for each limit on a stage's seconds; whole ones
-                that have to fill all chips need the choice.
+            depths: pipelines of so many depths for each limit on a stage's seconds.
+            each: the price of a pipeline, whatever its chips.
+            skews: also those with the price of the chips of a pool so many times as high.
         """
-        worth = chip_prices @ self.available
-        chip_prices = chip_prices * (self.batch / max(worth, 1e-30))
+        scale = self.batch / max(self.total(chip_prices, each), 1e-30)
+        chip_prices, each = chip_prices * scale, each * scale
+        others = [
+            np.where(np.arange(len(chip_prices)) == pool, skew, 1.0) * chip_prices
+            for pool in range(1, len(chip_prices))
+            for skew in skews
+        ]
         best = 0.0
         for size, pricer in self.pricers.items():
             least = max(_KEEP, best * _NEAR) if self.columns else 1e-3
-            found = promising(pricer, chip_prices, deadline, self.batch, _CAPS, least)
+            found = promising(pricer, chip_prices, deadline, self.batch, _CAPS, least, each)
             best = max(best, *found.values(), 0.0)
             if not found:
                 continue
             lanes = _lanes(np.array(list(found)), size)
-            worthwhile = size * (deadline / lanes.cap + 1) * 1.2
-            solution = pricer.solve(chip_prices, lanes, worthwhile)
-            for column in _best(solution, depths):
+            worthwhile = size * (deadline / lanes.cap + 1) * 1.2 - each
+            columns = _best(pricer.solve(chip_prices, lanes, worthwhile), depths)
+            plain = np.arange(len(found), 2 * len(found))
+            for prices in others:
+                solution = pricer.solve(prices, lanes[plain], worthwhile[plain])
+                columns |= _best(solution, depths)
+            for column in columns:
                 most = min(self.pace(column).most(deadline), self.batch / size)
-                ratio = size * most / float(chip_prices @ self.chips_of([column])[:, 0])
+                cost = float(chip_prices @ self.chips_of([column])[:, 0]) + each
+                ratio = size * most / max(cost, 1e-30)
                 if ratio > _KEEP or not self.columns:
                     self.add(column)
 
     def take_columns_of(self, other: Generator) -> None:
-        """Begins with all that another one knows."""
-        for column in other.columns:
-            self.add(column)
+        """Begins with all that another one knows and there are the chips for."""
+        fits = (self.chips_of(other.columns) <= self.available[:, None]).all(axis=0)
+        for column, fitting in zip(other.columns, fits, strict=True):
+            if fitting:
+                self.add(column)
 
     def aside(self) -> Generator:
         """The same columns, for other estimates of their sums; new ones become known to both."""
@@ -322,16 +384,15 @@ class Generator:
             self.columns.append(column)
 
 
-def _best(solution: Solution, depths: int) -> list[Column]:
+def _best(solution: Solution, depths: int) -> dict[Column, None]:
     """Of each lane the best pipeline; of more depths where a second has its plain worth."""
     result: dict[Column, None] = {}
-    third = len(solution.lanes) // 3
+    plain = solution.lanes.stage * solution.lanes.cap / solution.pricer.prices.micro_batch_size
     for lane, prices in enumerate(solution.values.T):
-        most = depths if lane // third == 1 else 1
-        for depth in np.argsort(prices, kind="stable")[:most]:
+        for depth in np.argsort(prices, kind="stable")[: depths if 0.5 < plain[lane] < 1.5 else 1]:
             if np.isfinite(prices[depth]):
                 result.setdefault(solution.column(int(depth) + 1, lane))
-    return list(result)
+    return result
 
 
 def _lanes(caps: Array, size: int) -> Lanes:

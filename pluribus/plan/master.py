@@ -27,25 +27,39 @@ class Mix:
         total: sequences delivered, or money per hour where that is minimised.
         uses: [columns] how often each is used.
         chip_values: [pools] sequences that one more chip of a pool adds (dual values).
+        pipeline_value: sequences that one pipeline more adds where their number is limited; below
+            zero where there have to be so many.
     """
 
     total: float
     uses: Array
     chip_values: Array
+    pipeline_value: float = 0.0
 
 
-def most_sequences(values: Array, chips: Array, available: Array, *, whole: bool = False) -> Mix:
-    """The mix of columns that delivers most.
+def most_sequences(
+    values: Array,
+    chips: Array,
+    available: Array,
+    *,
+    whole: bool = False,
+    pipelines: tuple[float, float] | None = None,
+) -> Mix | None:
+    """The mix of columns that delivers most; None where there is none.
 
     Args:
         values: [columns] sequences each delivers by the deadline.
         chips: [pools, columns] chips each takes.
         available: [pools] chips there are.
         whole: whether columns are used a whole number of times.
+        pipelines: the least and the most there are in all.
     """
     pools = len(chips)
-    rows = (np.full(pools, -np.inf), available.astype(np.float64))
-    return _solve(-values, chips, rows, available, whole, sign=-1.0)
+    matrix, low, high = chips, np.full(pools, -np.inf), available.astype(np.float64)
+    if pipelines is not None:
+        matrix = np.vstack([chips, np.ones(chips.shape[1])])
+        low, high = np.append(low, pipelines[0]), np.append(high, pipelines[1])
+    return _solve(-values, matrix, (low, high), available, whole, sign=-1.0)
 
 
 def least_money(
@@ -78,7 +92,7 @@ def _solve(
     available: Array,
     whole: bool,
     sign: float,
-) -> Mix:
+) -> Mix | None:
     import highspy
 
     num_rows, num_columns = matrix.shape
@@ -110,8 +124,9 @@ def _solve(
     uses = np.maximum(np.array(answer.col_value), 0.0)
     if whole:
         uses = np.round(uses)
-    duals = np.array(answer.row_dual)[: len(available)] if not whole else np.zeros(len(available))
-    return Mix(sign * float(cost @ uses), uses, np.maximum(-duals, 0.0))
+    duals = -np.array(answer.row_dual) if not whole else np.zeros(num_rows)
+    chip_values, others = np.maximum(duals[: len(available)], 0.0), duals[len(available) :]
+    return Mix(sign * float(cost @ uses), uses, chip_values, float(others.sum()))
 
 
 @functools.cache

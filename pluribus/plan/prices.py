@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,14 +283,13 @@ class Hops:
         kinds: Sequence[StageKind],
         pools: Sequence[str],
         micro_batch_size: int,
-        *,
-        near: bool = False,
+        where: Literal["near", "mean", "far"] = "mean",
     ) -> Hops:
         """Hops within a pool leave the node as often as stages one behind the other fill it.
 
         Args:
-            near: they stay in the node wherever it has room for two stages: no placement is
-                quicker.
+            where: all stay in the node where it has room for two stages, so that no placement is
+                quicker; or all leave it, as where gradient peers share the nodes.
         """
         rows: dict[tuple[str, int], int] = {}
         senders = []
@@ -314,9 +314,9 @@ class Hops:
                     for t, weight in targets.items()
                 }
                 # Without any target no second stage fits into the pool.
-                least = min(times, default=0.0)
                 mean = sum(t * w for t, w in times.items()) / max(sum(times.values()), 1e-12)
-                seconds[row, column] = 2 * (least if near else mean)
+                ends = {"near": min(times, default=0.0), "far": max(times, default=0.0)}
+                seconds[row, column] = 2 * ends.get(where, mean)
         return cls(np.array(senders, dtype=np.intp), seconds)
 
 

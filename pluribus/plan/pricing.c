@@ -47,9 +47,15 @@ typedef struct {
     double *before;                /* [width] price of the layers before a layer, at least */
     double *onward, *ahead;        /* [S, width] of the later stages and the message to them */
     double *two;                   /* [2, pools, width] where no table is kept */
+    int64_t *goes_on, *opens;      /* [S] whether any of its `best`, or of `first`, is finite */
+    int64_t *wanted;               /* [S] whether either asks for the same row */
     int64_t *place;                /* [runs] position among the A, or -1 */
     int64_t *segment;              /* [segments, 4] those of the A: length, begin, end, place */
-    int64_t segments;
+    int64_t *lasting;              /* [L + 1] how many of the A fit at a depth: they come first */
+    int64_t *lasting_openings;     /* [L + 1] the longest of the Q that fits at a depth */
+    int64_t *next;                 /* [L + 1] the place of the next run that fits so many times */
+    int64_t *drops;                /* [L + 1] whether some kind does not fit any more at a depth */
+    int64_t segments, runs, longest;
 } Work;
 
 static void *take(char **at, int64_t count) {
@@ -68,18 +74,23 @@ static size_t part(const Problem *p, Work *w, char *at) {
     w->least = take(&at, (1 + p->pools) * R), w->before = take(&at, width);
     w->onward = take(&at, S * width), w->ahead = take(&at, S * width);
     w->two = take(&at, 2 * p->pools * width);
+    w->goes_on = take(&at, S), w->opens = take(&at, S), w->wanted = take(&at, S);
     w->place = take(&at, R), w->segment = take(&at, 4 * p->segments);
+    w->lasting = take(&at, width), w->lasting_openings = take(&at, width);
+    w->drops = take(&at, width), w->next = take(&at, width);
     return (size_t)(at - begin);
 }
 
-/* The cheapest kind of each sender, of kinds that hold `depth` micro-batches. */
+/* The cheapest kind of each sender for the first n runs, of kinds that hold `depth` micro-batches.
+ */
 static void cheapest_kinds(const Problem *p, const double *cost, const int64_t *held,
-                           int64_t depth, int64_t n, double *best) {
-    for (int64_t i = 0; i < p->senders * n; i++) best[i] = INFINITY;
+                           int64_t depth, int64_t n, int64_t stride, double *best) {
+    for (int64_t s = 0; s < p->senders; s++)
+        for (int64_t r = 0; r < n; r++) best[s * stride + r] = INFINITY;
     for (int64_t k = 0; k < p->kinds; k++) {
-        double *restrict row = best + p->sender_of[k] * n;
-        const double *restrict mine = cost + k * n;
-        const int64_t *restrict fits = held + k * n;
+        double *restrict row = best + p->sender_of[k] * stride;
+        const double *restrict mine = cost + k * stride;
+        const int64_t *restrict fits = held + k * stride;
         for (int64_t r = 0; r < n; r++) {
             double value = fits[r] >= depth ? mine[r] : INFINITY;
             row[r] = value < row[r] ? value : row[r];
@@ -87,49 +98,79 @@ static void cheapest_kinds(const Problem *p, const double *cost, const int64_t *
     }
 }
 
+/* into[i] = min(into[i], from[i]) */
+static void lower(double *restrict into, const double *restrict from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) into[i] = from[i] < into[i] ? from[i] : into[i];
+}
+
+/* Prices beyond either limit and its room become infinite; whether any is left. */
+static int64_t keep(double *restrict mine, const double *restrict pool, double here,
+                    const double *restrict all, double anywhere, int64_t n) {
+    int64_t left = 0;
+    for (int64_t r = 0; r < n; r++) {
+        int good = mine[r] <= pool[r] + here && mine[r] <= all[r] + anywhere;
+        mine[r] = good ? mine[r] : INFINITY;
+        left += mine[r] < INFINITY;
+    }
+    return left > 0;
+}
+
 /* Leaves out what no cheapest pipeline needs: a sender that costs more for a run than the cheapest
  * one of its pool, or of all, together with what messages after and before that one may cost. */
-static void without_dominated(const Problem *p, const Lane *lane, const Work *w, int64_t n) {
-    double *restrict all = w->least;
+static void without_dominated(const Problem *p, const Lane *lane, const Work *w, int64_t n,
+                              int64_t openings) {
+    const int64_t S = p->senders;
+    double *all = w->least;
     for (int64_t i = 0; i < (1 + p->pools) * n; i++) w->least[i] = INFINITY;
-    for (int64_t s = 0; s < p->senders; s++) {
-        double *restrict pool = w->least + (1 + p->pool_of_sender[s]) * n;
-        const double *restrict mine = w->best + s * n;
-        for (int64_t r = 0; r < n; r++) {
-            pool[r] = mine[r] < pool[r] ? mine[r] : pool[r];
-            all[r] = mine[r] < all[r] ? mine[r] : all[r];
-        }
-    }
+    for (int64_t s = 0; s < S; s++)
+        lower(w->least + (1 + p->pool_of_sender[s]) * n, w->best + s * w->runs, n);
+    for (int64_t q = 0; q < p->pools; q++) lower(all, w->least + (1 + q) * n, n);
     const double before = lane->first_hop > lane->hop ? lane->first_hop : lane->hop;
-    for (int64_t s = 0; s < p->senders; s++) {
+    for (int64_t s = 0; s < S; s++) {
         const int64_t q = p->pool_of_sender[s];
-        const double *restrict pool = w->least + (1 + q) * n;
-        double *restrict mine = w->best + s * n;
-        const double here = lane->hop * p->dearer_here[s];
         const double anywhere = lane->hop * p->dearer[s] + before * p->farther[q];
-        for (int64_t r = 0; r < n; r++) {
-            int keep = mine[r] <= pool[r] + here && mine[r] <= all[r] + anywhere;
-            mine[r] = keep ? mine[r] : INFINITY;
-        }
+        w->goes_on[s] = keep(w->best + s * w->runs, w->least + (1 + q) * n,
+                             lane->hop * p->dearer_here[s], all, anywhere, n);
+    }
+    for (int64_t i = 0; i < openings; i++) all[i] = INFINITY;
+    for (int64_t s = 0; s < S; s++) lower(all, w->first + s * w->longest, openings);
+    for (int64_t s = 0; s < S; s++) {
+        const double anywhere = lane->first_hop * p->dearer[s];
+        w->opens[s] = keep(w->first + s * w->longest, all, anywhere, all, anywhere, openings);
     }
 }
 
-/* [senders, layers + 1] the price of the later stages from layers low to high on. */
+/* The row of `go_on` for a sender: where messages are free, all go on alike. */
+static double *row_of(double *onward, double hop, int64_t s, int64_t width) {
+    return hop > 0 ? onward + s * width : onward;
+}
+
+/* [senders, layers + 1] the price of the later stages from layers low to high on, and of the
+ * message to them. */
 static void go_on(const Problem *p, const double *old, double hop, int64_t low, int64_t high,
-                  double *onward) {
+                  const int64_t *wanted, double *onward) {
     const int64_t width = p->layers + 1, n = high - low + 1;
-    /* Where messages are free, all senders go on alike. */
-    const int64_t unlike = hop > 0 ? p->senders : 1;
-    for (int64_t s = 0; s < p->senders; s++) {
+    for (int64_t s = 0; s < (hop > 0 ? p->senders : 1); s++) {
+        if (hop > 0 && !wanted[s]) continue;
         double *row = onward + s * width + low;
-        if (s >= unlike) {
-            memcpy(row, onward + low, n * sizeof(double));
-            continue;
-        }
         for (int64_t a = 0; a < n; a++) row[a] = INFINITY;
         for (int64_t q = 0; q < p->pools; q++)
             add_rows(row, old + q * width + low, hop * p->hops[s * p->pools + q], n);
     }
+}
+
+/* The least sum of two numbers of each pair. */
+static double least_sum(const double *restrict a, const double *restrict b, int64_t n) {
+    double least[4] = {INFINITY, INFINITY, INFINITY, INFINITY};
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (int j = 0; j < 4; j++) {
+            double v = a[i + j] + b[i + j];
+            least[j] = v < least[j] ? v : least[j];
+        }
+    for (; i < n; i++) least[0] = a[i] + b[i] < least[0] ? a[i] + b[i] : least[0];
+    for (int j = 1; j < 4; j++) least[0] = least[j] < least[0] ? least[j] : least[0];
+    return least[0];
 }
 
 /* One lane. `values` [layers] and `table` [layers, pools, layers + 1] or NULL to be filled.
@@ -141,7 +182,11 @@ static int64_t fill(const Problem *p, const Lane *lane, int64_t hold, double *va
     double layer = INFINITY, opening = INFINITY;
     const double lesser = lane->first < stage ? lane->first : stage;
     int64_t longest = 0, runs = 0;
-    for (int64_t r = 0; r < R; r++) w->place[r] = -1;
+    int64_t *fits = w->place; /* of each run, the micro-batches that its best kind holds, ≤ L */
+    for (int64_t r = 0; r < R; r++) fits[r] = -1;
+    memset(w->drops, 0, width * sizeof(int64_t));
+    memset(w->lasting, 0, width * sizeof(int64_t));
+    memset(w->lasting_openings, 0, width * sizeof(int64_t));
     for (int64_t k = 0; k < K; k++)
         for (int64_t r = 0; r < R; r++) {
             int64_t i = k * R + r;
@@ -151,11 +196,22 @@ static int64_t fill(const Problem *p, const Lane *lane, int64_t hold, double *va
             each = (lesser * p->seconds[i] + p->prices[k]) / (double)p->lengths[r];
             if (each < opening) opening = each;
             if (p->lengths[r] > longest) longest = p->lengths[r];
-            w->place[r] = 0;
+            int64_t held = p->held[i] < L ? p->held[i] : L;
+            if (held > fits[r]) fits[r] = held;
+            if (held < L) w->drops[held + 1] = 1;
         }
     if (!(layer < INFINITY)) return 0;
+    for (int64_t q = 1; q <= longest; q++) {
+        int64_t held = fits[p->openings[q - 1]];
+        for (int64_t d = 1; d <= held; d++) w->lasting_openings[d] = q;
+    }
+    /* Runs that fit at many depths come first. */
     for (int64_t r = 0; r < R; r++)
-        if (w->place[r] == 0) w->place[r] = runs++;
+        if (fits[r] > 0) w->lasting[fits[r]]++;
+    for (int64_t d = L - 1; d > 0; d--) w->lasting[d] += w->lasting[d + 1];
+    w->runs = runs = w->lasting[1], w->longest = longest;
+    for (int64_t d = 1; d <= L; d++) w->next[d] = d < L ? w->lasting[d + 1] : 0;
+    for (int64_t r = 0; r < R; r++) w->place[r] = fits[r] > 0 ? w->next[fits[r]]++ : -1;
     for (int64_t k = 0; k < K; k++) {
         for (int64_t r = 0; r < R; r++) {
             if (w->place[r] < 0) continue;
@@ -188,32 +244,41 @@ static int64_t fill(const Problem *p, const Lane *lane, int64_t hold, double *va
     int64_t last = -1, low = 0, high = -1; /* layers from which the later stages go on */
     for (int64_t depth = 1; depth <= L; depth++) {
         int64_t held = depth < hold ? depth : hold;
-        if (held != last) {
-            cheapest_kinds(p, w->cost, w->held, held, runs, w->best);
-            cheapest_kinds(p, w->opening, w->held_opening, held, longest, w->first);
-            without_dominated(p, lane, w, runs);
+        const int64_t n = w->lasting[held], openings = w->lasting_openings[held];
+        if (last < 0 || (held != last && w->drops[held])) {
+            cheapest_kinds(p, w->cost, w->held, held, n, runs, w->best);
+            cheapest_kinds(p, w->opening, w->held_opening, held, openings, longest, w->first);
+            without_dominated(p, lane, w, n, openings);
         }
         last = held;
         double *now = table ? table + (depth - 1) * p->pools * width
                             : w->two + (depth & 1) * p->pools * width;
         const double *old = table ? now - p->pools * width
                                   : w->two + ((depth & 1) ^ 1) * p->pools * width;
-        for (int64_t i = 0; i < p->pools * width; i++) now[i] = INFINITY;
-        const double *ahead = w->onward;
+        /* What this depth can hold begins where a stage fits before what there is. */
+        const int64_t begins = depth == 1 ? L - longest : low > longest ? low - longest : 0;
+        const int64_t ends = depth == 1 ? L : high;
+        for (int64_t q = 0; q < p->pools; q++) {
+            double *row = now + q * width;
+            for (int64_t a = table ? 0 : begins; a < (table ? width : ends); a++) row[a] = INFINITY;
+        }
+        double *ahead = w->onward, ahead_hop = lane->hop;
         if (depth > 1) {
-            go_on(p, old, lane->hop, low, high, w->onward);
-            if (lane->first_hop != lane->hop) {
-                go_on(p, old, lane->first_hop, low, high, w->ahead);
-                ahead = w->ahead;
-            }
+            if (lane->first_hop != lane->hop) ahead = w->ahead, ahead_hop = lane->first_hop;
+            for (int64_t s = 0; s < S; s++)
+                w->wanted[s] = w->goes_on[s] || (ahead == w->onward && w->opens[s]);
+            go_on(p, old, lane->hop, low, high, w->wanted, w->onward);
+            if (ahead != w->onward) go_on(p, old, ahead_hop, low, high, w->opens, ahead);
         }
         for (int64_t s = 0; s < S; s++) {
+            if (!w->goes_on[s]) continue;
             double *row = now + p->pool_of_sender[s] * width;
-            const double *best = w->best + s * runs, *onward = w->onward + s * width;
+            const double *best = w->best + s * runs;
+            const double *onward = row_of(w->onward, lane->hop, s, width);
             for (int64_t i = 0; i < w->segments; i++) {
                 const int64_t *g = w->segment + 4 * i;
                 int64_t q = g[0], begin = g[1], end = g[2];
-                double c = best[g[3]];
+                double c = g[3] < n ? best[g[3]] : INFINITY;
                 if (!(c < INFINITY)) continue;
                 if (depth == 1) {
                     if (end == L - q + 1 && c < row[L - q]) row[L - q] = c;
@@ -226,21 +291,19 @@ static int64_t fill(const Problem *p, const Lane *lane, int64_t hold, double *va
         }
         double first = INFINITY;
         for (int64_t s = 0; s < S; s++) {
-            const double *mine = w->first + s * longest, *row = ahead + s * width;
-            if (depth == 1) {
-                if (longest == L && mine[L - 1] < first) first = mine[L - 1];
-                continue;
-            }
-            int64_t end = longest < high ? longest : high;
-            for (int64_t q = low > 1 ? low : 1; q <= end; q++) {
-                double v = mine[q - 1] + row[q];
-                first = v < first ? v : first;
-            }
+            if (!w->opens[s]) continue;
+            const double *mine = w->first + s * longest;
+            double v = depth == 1 && openings == L ? mine[L - 1] : INFINITY;
+            int64_t begin = low > 1 ? low : 1, end = openings < high ? openings : high;
+            if (depth > 1 && begin <= end)
+                v = least_sum(mine + begin - 1, row_of(ahead, ahead_hop, s, width) + begin,
+                              end - begin + 1);
+            first = v < first ? v : first;
         }
         values[depth - 1] = first;
         low = width, high = -1;
         for (int64_t q = 0; q < p->pools; q++)
-            for (int64_t a = 0; a < width; a++) {
+            for (int64_t a = begins; a < ends; a++) {
                 double *v = now + q * width + a;
                 if (*v + w->before[a] <= budget) {
                     if (a < low) low = a;

@@ -155,6 +155,8 @@ def _depths(
         first = np.where(fits & going[:, None, None], opening, np.inf)
         first = first[:, :, kind[0, 1 : longest + 1]]
         first = first + lanes.tail[:, None, None] * pricer.opening[:, :longest]
+        room = first_hop[:, None] * pricer.dearer.anywhere[pricer.hops.senders]
+        first[first > first.min(axis=1)[:, None] + room[..., None]] = np.inf
         rows = np.full((len(cheapest), len(hops), size + 1), np.inf)
         if table is None:
             for q in range(1, longest + 1):

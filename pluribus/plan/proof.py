@@ -26,7 +26,7 @@ _NARROW = 1.004  # a cell's values within this ratio are looked at with many pri
 _WIDE = 1.1  # and wider cells without any, as they will be halved anyway
 _ROUGH = (0.5, 1.0)  # of what a second is worth at the pace of the slowest stage
 _FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
-_DENSE = tuple(float(share) for share in np.geomspace(0.1, 4.0, 60))
+_DENSE = tuple(float(share) for share in np.geomspace(0.1, 4.0, 30))
 _BEHIND = 3  # pipelines looked at for each price of time where a proof fails
 _EPS = 1e-12
 _SINGLE = 1 + 4 * _EPS  # a cell of one value
@@ -54,6 +54,7 @@ class Proof:
     Attributes:
         chip_prices: [pools] sequences that a chip has to deliver.
         least, most: micro-batches of a pipeline.
+        each: sequences that a pipeline has to deliver beside those of its chips.
         failed: seconds of the slowest stages at which the last run failed.
     """
 
@@ -62,6 +63,7 @@ class Proof:
     deadline: float
     least: int
     most: int
+    each: float = 0.0
     failed: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
@@ -232,8 +234,9 @@ class Proof:
 
     def _prices(self, lanes: Lanes, budget: Array) -> Array:
         """[depths, lanes] least prices, one depth at least."""
+        budget = budget - self.each
         values = self.pricer.solve(self.chip_prices, lanes, budget, columns=False).values
-        return values if len(values) else np.full((1, len(lanes)), np.inf)
+        return values + self.each if len(values) else np.full((1, len(lanes)), np.inf)
 
     def _behind(self, cap: Array) -> list[Column]:
         """The cheapest pipelines of every depth with stages no slower than these."""
@@ -242,7 +245,7 @@ class Proof:
         worth = self.size / caps
         count = np.minimum(self.deadline / caps, self.most)
         lanes = Lanes(caps, 2 * worth * theta, 2 * worth * theta, worth * theta, MANY)
-        budget = self.size * count + lanes.stage * self.deadline / 2
+        budget = self.size * count + lanes.stage * self.deadline / 2 - self.each
         solution = self.pricer.solve(self.chip_prices, lanes, budget)
         found: dict[Column, None] = {}
         for lane in range(len(caps)):
