@@ -27,12 +27,12 @@ _WORTHWHILE = 0.97  # columns of a mix deliver this share of their chips' worth
 _MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
 _WAIT = 0.008  # of a step that all may wait for the sums of columns that fill the chips
 _DEPTHS = 4  # pipelines of so many depths for each limit on a stage's seconds
-_SHALLOW = (1.0, 0.4)  # stages per layer of the model, at most
-_MUCH_SHALLOWER = 1.1  # columns of limited depth whose mix is slower than the best by this are left
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
+_SHALLOW = (1.0, 0.4)  # stages per layer of the model, at most
+_MUCH_SHALLOWER = 1.1  # columns of limited depth whose mix is slower than the best by this are left
 
 
 def teams(
@@ -51,7 +51,7 @@ def teams(
     best = min(found.values(), default=np.inf)
     for team in _mixed(generator, deadline, best):
         found.setdefault(team, estimate(generator, team))
-    if len(generator.pools) > FULL_PARTITIONS:
+    if len(generator.pools) > FULL_PARTITIONS and generator.available.sum() > _SMALL:
         for team in _shallow(generator, deadline):
             found.setdefault(team, estimate(generator, team))
     return sorted(found, key=found.__getitem__)
