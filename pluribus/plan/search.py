@@ -208,25 +208,47 @@ class Search:
         return self.generator.generate()
 
     @cached_property
-    def _scored(self) -> list[Scored]:
-        """Complete plans, those of single pools included, fastest first."""
+    def _quick(self) -> list[Scored]:
+        """Complete plans that are to be quick, those of single pools included."""
         singles = [item for items in self._singles.values() for item in items]
         self.progress(" + ".join(self.pools))
-        deadline = self._deadline
-        if not np.isfinite(deadline):
+        if not np.isfinite(self._deadline):
             return singles
         able = [pool for pool, items in self._singles.items() if items]
-        found = teams(self.generator, self.finder, deadline, able)
-        found = _most_promising(found)
-        objective = self.setting.job.plan.objective
-        if objective != "time":
+        found = teams(self.generator, self.finder, self._deadline, able)
+        return [*score_all(_most_promising(found), self.setting), *singles]
+
+    @cached_property
+    def _scored(self) -> list[Scored]:
+        """Complete plans, fastest first."""
+        scored, objective = list(self._quick), self.setting.job.plan.objective
+        if objective != "time" and np.isfinite(self._deadline):
             limit = None
             if isinstance(objective, Deadline):
                 limit = objective.seconds / self.setting.job.train.num_steps
-            cheap = cheap_teams(self.generator, deadline, limit)
-            found = [*_most_promising(cheap), *found]
-        scored = score_all(found, self.setting)
-        return sorted([*scored, *singles], key=lambda item: item.seconds)
+            cheap = cheap_teams(self.generator, self._deadline, limit)
+            scored += score_all(_most_promising(cheap), self.setting)
+        return sorted(scored, key=lambda item: item.seconds)
+
+    def toward(self, objective: str | Deadline) -> Search:
+        """The same search for another objective; what does not depend on it is not done again:
+        pipelines, quick plans and those of single pools."""
+        job = replace(self.setting.job, plan=replace(self.setting.job.plan, objective=objective))
+        other = replace(self, setting=replace(self.setting, job=job))
+
+        def again(items: Sequence[Scored]) -> list[Scored]:
+            """The plans of another job."""
+            table, digest = job.to_table(), job.digest
+            return [
+                replace(item, plan=replace(item.plan, job=table, job_digest=digest))
+                for item in items
+            ]
+
+        shared = {"finder": self.finder, "generator": self.generator, "_deadline": self._deadline}
+        shared["_singles"] = {pool: again(items) for pool, items in self._singles.items()}
+        shared["_quick"] = again([*self._improved, *self._quick])
+        other.__dict__.update(shared)
+        return other
 
     def _even(self, scored: Sequence[Scored]) -> Scored | None:
         """The fastest even split of the teams that use every pool."""
