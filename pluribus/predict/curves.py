@@ -28,6 +28,8 @@ def curve_message_seconds(
     curves = profile.curve(_places(source, cluster), _places(target, cluster), inside)
     if not curves:
         return None
+    if num_bytes <= 0:  # such as the sum of a layer without parameters
+        return curves[0].latency_s
     return curves[0].latency_s + num_bytes * flows / _together(curves, num_bytes, flows)
 
 

@@ -279,6 +279,17 @@ def test_an_unknown_chip_is_what_its_times_show(tmp_path: Path) -> None:
     assert Cluster.from_table(cluster.to_table(), "f").pools[0].chip == chip
 
 
+def test_the_slowest_link_is_still_one(tmp_path: Path) -> None:
+    links = [
+        {"between": ["Odd-7", "Odd-7"], "inside": inside, "bandwidth": [[1e6, 1.0]]}
+        for inside in (False, True)
+    ]
+    write_json(tmp_path / "f.json", {**FOREIGN, "links": links})
+    found = find([tmp_path / "f.json"])
+    (pool,) = starter_cluster(profile_of(found), found.first).pools
+    assert (pool.nic_gbps, pool.intra_gbytes_per_s) == (0.001, 0.001)
+
+
 def test_a_measured_chip_has_the_precision_it_was_measured_in(tmp_path: Path) -> None:
     rows = [{**row, "chip": "RTX-4090"} for row in FOREIGN["times"]]
     write_json(tmp_path / "f.json", {**FOREIGN, "times": rows})

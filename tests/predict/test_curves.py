@@ -128,3 +128,11 @@ def test_the_program_that_trains_decides_what_a_message_costs() -> None:
     slowest = max(s.forward + s.backward for s in blocking.stages[0])
     assert blocking.step_seconds.mid > 4 * (slowest + 2 * message)
     assert blocking.step_seconds.mid != free.step_seconds.mid
+
+
+def test_nothing_to_send_takes_the_latency() -> None:
+    """A layer without parameters has a gradient sum of no bytes."""
+    late = Profile(curves=(replace(curve(("a", "a")), latency_s=0.25),))
+    chips = ("here/a/0/0", "here/a/1/0")
+    assert message_seconds(0.0, *chips, CLUSTER, late) == 0.25
+    assert group_all_reduce_seconds(0.0, chips, CLUSTER, late) == 0.5
