@@ -21,6 +21,7 @@ from pluribus.core.units import DTYPE_BYTES
 from pluribus.spec.profile import LayerSize, LayerTime, LinkCurve, Profile
 
 VERSION = 1
+_LARGEST = 1e18  # no chip has as many bytes or takes as many seconds
 DEFAULT_SPREAD = 0.05  # of measurements that state none; not fitted
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -152,8 +153,10 @@ class ForeignProfile:
             counts = name == "chips" or name in ("tensor_parallel", "micro_batch")
             if counts and value < 1:
                 raise self.error(f"{at}.{name}", value, "Write a whole number of at least 1.")
-            if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-                raise self.error(f"{at}.{name}", value, "Write zero or a number above it.")
+            if isinstance(value, (int, float)) and not 0 <= value < _LARGEST:
+                raise self.error(
+                    f"{at}.{name}", value, f"Write zero or a number above it, below {_LARGEST:g}."
+                )
         if isinstance(row, ForeignTime) and not row.forward_s + row.backward_s > 0:
             raise self.error(f"{at}.forward_s", row.forward_s, "A layer takes time.")
         if isinstance(row, ForeignLink):

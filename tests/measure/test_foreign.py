@@ -77,6 +77,7 @@ def test_a_foreign_profile_becomes_a_profile() -> None:
         ("sequence_length", "16", "'sequence_length' is '16'"),
         ("times.1.forward_s", -1.0, "'times[1].forward_s' is -1.0"),
         ("times.1.forward_s", float("nan"), "'times[1].forward_s' is nan"),
+        ("times.1.backward_s", 1e300, "'times[1].backward_s' is 1e+300"),
         ("times.1.micro_batch", 0, "'times[1].micro_batch' is 0"),
         ("times.1.layers", "1-9", "'times[1].layers' is 1-9"),
         ("times.1.layers", "block", "'times[1].layers' is block"),
