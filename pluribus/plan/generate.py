@@ -240,9 +240,12 @@ class Generator:
             high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), 1.001), 1.25)
             high = min(high, most)
             beyond = self.mix(high, columns).total - self.batch
-        side = 0
+        side = turn = 0
         while high - low > _EXACT * high and beyond >= 0:
+            turn += 1
             middle = low - missing * (high - low) / (beyond - missing)
+            if turn % 3 == 0:  # few micro-batches make few and large steps
+                middle = (low + high) / 2
             # Steps of whole micro-batches: no nearer to an end than is asked for.
             margin = 0.5 * _EXACT * high
             middle = min(max(middle, low + margin), high - margin)
