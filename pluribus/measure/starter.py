@@ -67,8 +67,8 @@ def starter_cluster(profile: Profile, first: ForeignProfile, nodes: int = 2) -> 
             Pool(
                 address=f"{site}/{re.sub(r'[^A-Za-z0-9._-]', '-', key)}",
                 chip=chip_of(key, profile, first), nodes=nodes, chips_per_node=per_node,
-                nic_gbps=round(_rate(profile, place, per_node, False) / GBPS_TO_BYTES, 3),
-                intra_gbytes_per_s=round(_rate(profile, place, per_node, True) / 1e9, 3) or None,
+                nic_gbps=_written(_rate(profile, place, per_node, False) / GBPS_TO_BYTES),
+                intra_gbytes_per_s=_written(_rate(profile, place, per_node, True) / 1e9) or None,
             )
         )  # fmt: skip
     return Cluster(tuple(pools))
@@ -164,3 +164,8 @@ def _rate(profile: Profile, place: tuple[str, ...], chips: int, inside: bool) ->
         return 0.0 if inside else 100 * GBPS_TO_BYTES
     nearest = min(curves, key=lambda curve: abs(curve.chips - chips))
     return nearest.bytes_per_s(_LARGE) / max(chips, nearest.chips)
+
+
+def _written(rate: float) -> float:
+    """As the cluster file says it; the slowest link is still one."""
+    return max(round(rate, 3), 0.001) if rate else 0.0

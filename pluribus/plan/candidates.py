@@ -26,7 +26,8 @@ _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone th
 _WORTHWHILE = 0.97  # columns of a mix deliver this share of their chips' worth
 _MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
 _WAIT = 0.005  # of a step that all may wait for the sums of columns that fill the chips
-_DEPTHS, _SKEWS = 3, (0.95, 1.05)  # of each pipeline, and of a pool's price: see `Generator.price`
+_DEPTHS = 3  # of each pipeline: see `Generator.price`
+_SKEWS, _SKEWED = (0.95, 1.05), 2  # of the price of a pool's chips, and how many pools' prices
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _SMALL = 256  # chips up to which every way to group pools is tried
@@ -124,9 +125,10 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
         return
     few = generator.available.sum() <= _SMALL  # any column may fill what the others leave over
     generator = generator.aside()
-    prices, _ = generator.prices(deadline)
-    for pool in range(1, 1 if few else len(prices)):
-        for skew in _SKEWS if pool > 1 else (1.0, *_SKEWS):
+    if not few:
+        prices, _ = generator.prices(deadline)
+        generator.price(deadline, prices, _DEPTHS)
+        for pool, skew in itertools.product(range(1, min(len(prices), _SKEWED + 1)), _SKEWS):
             skewed = np.where(np.arange(len(prices)) == pool, skew, 1.0) * prices
             generator.price(deadline, skewed, _DEPTHS)
     opening = {c: c.stages[0].kind.tensor_parallel for c in generator.columns}

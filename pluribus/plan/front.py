@@ -1,7 +1,8 @@
 """The front between time and money: the cheapest plan for every time a job may take.
 
 A plan is on the front if no other is both quicker and cheaper. The ends are the quickest and the
-cheapest plan; between them the job is planned again under deadlines spaced evenly by ratio.
+cheapest plan; between them the job is planned again under deadlines spaced evenly by ratio, with
+the pipelines and plans that were found for the quickest (`Search.toward`).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def pareto_front(
     progress("the cheapest plan")
     found.append(search.under("money").best())
     low, high = (seconds_of(plan) * setting.job.train.num_steps for plan in found)
-    for i in range(1, points - 1):
-        deadline = low * (high / low) ** (i / (points - 1)) if high > low else low
+    for i in range(1, points - 1 if high > low else 1):
+        deadline = low * (high / low) ** (i / (points - 1))
         progress(f"the cheapest plan within {deadline / 3600:.1f} h")
         found.append(search.under(Deadline(deadline=f"{deadline:.6f}s")).best())
     return undominated(found)

@@ -240,12 +240,12 @@ class Generator:
             high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), step), 1.25)
             high, step = min(high, most), step * step
             beyond = self.mix(high, columns).total - self.batch
-        side, width = 0, np.inf
+        side = turn = 0
         while high - low > _EXACT * high and beyond >= 0:
+            turn += 1
             middle = low - missing * (high - low) / (beyond - missing)
-            if high - low > width / 2:
-                middle = (low + high) / 2  # it sits on a plateau
-            width = high - low
+            if turn % 3 == 0:  # few micro-batches make few and large steps
+                middle = (low + high) / 2
             # Steps of whole micro-batches: no nearer to an end than is asked for.
             margin = 0.5 * _EXACT * high
             middle = min(max(middle, low + margin), high - margin)

@@ -78,6 +78,7 @@ def test_a_foreign_profile_becomes_a_profile() -> None:
         ("sequence_length", "16", "'sequence_length' is '16'"),
         ("times.1.forward_s", -1.0, "'times[1].forward_s' is -1.0"),
         ("times.1.forward_s", float("nan"), "'times[1].forward_s' is nan"),
+        ("times.1.backward_s", 1e300, "'times[1].backward_s' is 1e+300"),
         ("times.1.micro_batch", 0, "'times[1].micro_batch' is 0"),
         ("times.1.layers", "1-9", "'times[1].layers' is 1-9"),
         ("times.1.layers", "block", "'times[1].layers' is block"),
@@ -280,6 +281,17 @@ def test_an_unknown_chip_is_what_its_times_show(tmp_path: Path) -> None:
     assert chip_of("T4", profile, found.first).memory_gib == 16
     cluster = starter_cluster(profile, found.first)
     assert Cluster.from_table(cluster.to_table(), "f").pools[0].chip == chip
+
+
+def test_the_slowest_link_is_still_one(tmp_path: Path) -> None:
+    links = [
+        {"between": ["Odd-7", "Odd-7"], "inside": inside, "bandwidth": [[1e6, 1.0]]}
+        for inside in (False, True)
+    ]
+    write_json(tmp_path / "f.json", {**FOREIGN, "links": links})
+    found = find([tmp_path / "f.json"])
+    (pool,) = starter_cluster(profile_of(found), found.first).pools
+    assert (pool.nic_gbps, pool.intra_gbytes_per_s) == (0.001, 0.001)
 
 
 def test_a_measured_chip_has_the_precision_it_was_measured_in(tmp_path: Path) -> None:
