@@ -1,10 +1,11 @@
 """Processor seconds of a training step over gloo and over our own backend, and over int8 hops.
 
-    python bench/backends.py [--steps 6] [--repeats 3] [--tokens 2048]
+    python bench/backends.py [--steps 60] [--tokens 2048]
 
 One model on two chips made of this machine, as two pipelines (every gradient crosses) and as two
-stages (activations do). Runs of few and of more steps are started in turn with each backend; the
-difference of their ranks' processor time, by the kernel's count, is that of the steps alone.
+stages (activations do). The ranks of one run have all backends and take another with every step:
+whatever else the machine does meets all of them alike. A step costs what all threads of both ranks
+took; the ratio to gloo is the median over turns, in each of which every backend has one step.
 Processor seconds, because wall seconds of a busy machine say little.
 """
 
@@ -12,16 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from pluribus.cli.demo import MODEL_CONFIG, VOCAB_SIZE  # noqa: E402
+from pluribus.comm.launch import Ranks  # noqa: E402
 from pluribus.core.io import write_json  # noqa: E402
 from pluribus.hardware.chip import Chip  # noqa: E402
 from pluribus.hardware.cluster import Cluster, LinkSpec, Pool  # noqa: E402
@@ -29,10 +32,11 @@ from pluribus.model.model import Model  # noqa: E402
 from pluribus.spec.job import Job  # noqa: E402
 from pluribus.spec.plan import Pipeline, Plan, Stage  # noqa: E402
 from pluribus.store.tokenizer import encode_files, standard_library_text, train_bpe  # noqa: E402
-from pluribus.train.run import RunOptions, train  # noqa: E402
+from pluribus.train import run  # noqa: E402
+from pluribus.train.run import RunOptions  # noqa: E402
 
 SEQUENCE = 128
-WAYS = {"gloo": ("gloo", "none"), "pluribus": ("pluribus", "none"), "int8": ("pluribus", "int8")}
+WARM = 3  # steps of every backend that do not count
 
 
 def job_in(folder: Path, tokens: int) -> Job:
@@ -85,39 +89,39 @@ def plans(job: Job) -> dict[str, Plan]:
     }  # fmt: skip
 
 
-def processor_seconds(plan: Plan, folder: Path, steps: int, way: str) -> float:
-    backend, codec = WAYS[way]
+def processor_seconds(plan: Plan, folder: Path, steps: int) -> dict[str, list[float]]:
+    """Per backend, of every step."""
     options = RunOptions(
-        steps=steps, checkpoints=False, resume=False, timeline_every=10**9, backend=backend,
-        codec=codec,
-    )  # fmt: skip
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    train(plan, folder, options=options)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        steps=steps, checkpoints=False, resume=False, timeline_every=10**9, backend="gloo"
+    )
+    os.environ["BACKENDS_FOLDER"] = str(folder)
+    os.environ["PYTHONPATH"] = str(ROOT / "bench")
+    with patch.object(run, "Ranks", lambda _, *given: Ranks("backends_rank", *given)):
+        run.train(plan, folder / "run", options=options)
+    each = [json.loads(path.read_text()) for path in sorted(folder.glob("spent-*.json"))]
+    return {
+        way: [sum(both) for both in zip(*(one[way] for one in each), strict=True)]
+        for way in each[0]
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60, help="of every backend")
     parser.add_argument("--tokens", type=int, default=2048, help="global batch")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case, plan in plans(job_in(folder, given.tokens)).items():
-            spent: dict[str, list[float]] = {way: [] for way in WAYS}
-            for _ in range(given.repeats):
-                for way in WAYS:
-                    few, many = (
-                        processor_seconds(plan, folder / "run", steps, way)
-                        for steps in (1, 1 + given.steps)
-                    )
-                    spent[way].append((many - few) / given.steps)
-            middle = {way: statistics.median(each) for way, each in spent.items()}
-            ratios = {way: round(middle[way] / middle["gloo"], 3) for way in WAYS}
-            print(f"{case}: processor seconds per step {json.dumps(spent)}")
-            print(f"{case}: ÷ gloo {json.dumps(ratios)}", flush=True)
+            spent = processor_seconds(plan, folder, 3 * (WARM + given.steps))
+            for way, each in spent.items():
+                steps = each[WARM:]
+                ratios = [own / gloo for own, gloo in zip(steps, spent["gloo"][WARM:], strict=True)]
+                low, middle, high = statistics.quantiles(ratios, n=4)
+                deviation = statistics.stdev(ratios) / len(ratios) ** 0.5
+                print(f"{case}: {way:9}{1e3 * statistics.median(steps):8.1f} ms per step, ÷ gloo "
+                      f"{middle:.3f} (quartiles {low:.3f} {high:.3f}, mean "
+                      f"{statistics.mean(ratios):.3f} ± {deviation:.3f})", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def congestion_controls() -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def tbf(namespace: str, device: str, mbit: int, latency: str = "50ms") -> None:
-    """Shapes what leaves by a device."""
+def tbf(namespace: str, device: str, mbit: int, burst_kib: int = 256) -> None:
+    """Shapes what leaves by a device; after a rest a burst passes at once."""
     run(*inside(namespace, "tc", "qdisc", "replace", "dev", device, "root", "tbf", "rate",
-                f"{mbit}mbit", "burst", "256kb", "latency", latency))  # fmt: skip
+                f"{mbit}mbit", "burst", f"{burst_kib}kb", "latency", "50ms"))  # fmt: skip
 
 
 class Namespaces:
@@ -82,9 +82,9 @@ class Centres(Namespaces):
             run("ip", "-n", name, "address", "add", f"{address}/24", "dev", f"{name}0")
             run("ip", "-n", name, "link", "set", f"{name}0", "up")
 
-    def shape(self, mbit: int) -> None:
+    def shape(self, mbit: int, burst_kib: int = 256) -> None:
         for name in CENTRES:
-            tbf(name, f"{name}0", mbit)
+            tbf(name, f"{name}0", mbit, burst_kib)
 
 
 class Wan(Namespaces):

@@ -177,6 +177,7 @@ def score(
         if row.seconds:
             clusters[row.cluster].append(index)
     records = []
+    copies = [(*_run(row), row.seconds) for row in rows]
     groups = {row.group for row in rows} if others_first else set()
     others = {group: _from_others(rows, terms, group, seed) for group in groups}
     for cluster, members in clusters.items():
@@ -187,8 +188,9 @@ def score(
             )
             runs = [MeasuredRun(terms[i].seconds, rows[i].seconds) for i in chosen]
             factors = calibrate(runs, start)
+            seen = {copies[i] for i in chosen}
             for i in members:
-                if i not in chosen:
+                if copies[i] not in seen:
                     expected = interval(terms[i].seconds, factors)
                     records.append(
                         {

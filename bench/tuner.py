@@ -127,7 +127,8 @@ def main() -> None:
     if links.possible():
         with links.Centres() as shaped:
             for number, rate in enumerate(given.rates):
-                shaped.shape(rate)
+                # What passes at once after a rest must be small beside what is measured.
+                shaped.shape(rate, max(4, 32 * rate // 1000))
                 a, b = links.CENTRES
                 found = measure(given, (a, a, b, b), links.ADDRESSES[0], 29_901 + number)
                 lines += show(f"{rate} Mbit/s", found)

@@ -140,7 +140,7 @@ class Fabric:
         if not self._own:
             buffer = buffer.cpu()
         with _peers():
-            return Pending(dist.isend(buffer, dst=to, tag=tag), buffer)
+            return Pending(dist.isend(buffer, to, self.everyone.handle, tag), buffer)
 
     def receive(
         self, shape: Sequence[int], dtype: torch.dtype, source: int, tag: int
@@ -149,12 +149,12 @@ class Fabric:
         if self._own:
             buffer = torch.empty(tuple(shape), dtype=dtype, device=self.device)
             with _peers():
-                dist.recv(buffer, src=source, tag=tag)
+                dist.recv(buffer, source, self.everyone.handle, tag)
             return buffer
         pinned = self.device.type == "cuda"
         buffer = torch.empty(tuple(shape), dtype=dtype, pin_memory=pinned)
         with _peers():
-            dist.recv(buffer, src=source, tag=tag)
+            dist.recv(buffer, source, self.everyone.handle, tag)
         return buffer.to(self.device, non_blocking=pinned)
 
     def finish(self, pending: Sequence[Pending]) -> None:

@@ -5,6 +5,7 @@ speeds of coding, copying and adding.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -227,23 +228,26 @@ def _ping(group: Group, one: int, other: int) -> LinkCost | None:
         (group.recv if first else group.send)([data[:1]], peer, 0).wait()
         return time.perf_counter() - start
 
-    small = min(exchange(torch.zeros(64, dtype=torch.uint8)) for _ in range(_SMALL_ROUNDS))
+    def quick(rounds: int) -> list[float]:
+        return [exchange(torch.zeros(64, dtype=torch.uint8)) for _ in range(rounds)]
+
+    times = quick(_SMALL_ROUNDS)
     guess = exchange(torch.zeros(_FIRST_BYTES, dtype=torch.uint8))
     low, high = _LARGE_BYTES
     size = torch.tensor(
         [
             min(high, max(low, int(_FIRST_BYTES * _LARGE_SECONDS / guess))),
-            min(_MOST_SMALL, int(_MORE_SECONDS / small)),
+            min(_MOST_SMALL, int(_MORE_SECONDS / min(times))),
         ]
     )
     (group.send if first else group.recv)([size], peer, 0).wait()
-    for _ in range(int(size[1])):
-        small = min(small, exchange(torch.zeros(64, dtype=torch.uint8)))
+    # The usual one: the best is of threads that happened to be awake.
+    small = statistics.median(times + quick(int(size[1])))
     data = torch.zeros(int(size[0]), dtype=torch.uint8)
     large = min(exchange(data) for _ in range(_LARGE_ROUNDS))  # whatever disturbs makes it slower
     if not first:
         return None
     resent, sent = (b - a for a, b in zip(before, group.sent_packets(peer), strict=True))
-    # If even the best small message was disturbed, it says nothing of what the large one took.
+    # If the small messages were disturbed, they say nothing of what the large one took.
     rate = data.numel() / (large - small if 2 * small < large else large)
     return LinkCost(small / 2, rate, resent / sent if sent else 0.0)

@@ -84,7 +84,8 @@ class Bound:
                 slowest = floor.pace(column).slowest
                 self._doubtful.setdefault(column.micro_batch_size, {})[slowest] = None
         for _ in range(_ROUNDS):
-            if deadline * _SHARES[share] <= ideal:
+            share = self._first_to_try(deadline, share)
+            if share == len(_SHARES) or deadline * _SHARES[share] <= ideal:
                 break
             open_columns = self.too_short(deadline * _SHARES[share])
             if open_columns is None:
@@ -98,25 +99,39 @@ class Bound:
                     deadline = after
                     continue
             share += 1
-            if share == len(_SHARES):
-                break
         return ideal
 
-    def too_short(self, deadline: float) -> Sequence[Column] | None:
+    def _first_to_try(self, deadline: float, share: int) -> int:
+        """The first of `_SHARES` from one on at which a proof does not fail where it is likely
+        to."""
+        low, high = share, len(_SHARES)
+        while low < high:
+            middle = min((low + high) // 2, low + 3)
+            if self.too_short(deadline * _SHARES[middle], doubtful=True) is None:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def too_short(self, deadline: float, *, doubtful: bool = False) -> Sequence[Column] | None:
         """None if it is proven that no plan ends by a deadline; else pipelines that deliver more
-        than their chips cost, if any are known."""
+        than their chips cost, if any are known.
+
+        Args:
+            doubtful: look only where a proof is likely to fail; None then proves nothing.
+        """
         floor = self.floor
         worth = floor.chip_prices(deadline)
         total = float(worth @ floor.available)
         chip_prices = worth * (floor.batch * (1 - _SAFE) / total)
         for size, pricer in self._among.items():
-            most, doubtful = floor.batch // size, self._doubtful.setdefault(size, {})
+            most, likely = floor.batch // size, self._doubtful.setdefault(size, {})
             alone = Proof(self._alone[size], chip_prices, deadline, most, most)
             among = Proof(pricer, chip_prices, deadline, 1, most)
             for proof in (alone, among):
-                failed = proof.run(doubtful)
+                failed = proof.run(likely) if doubtful else proof.run()
                 if failed is not None:
-                    doubtful.update(dict.fromkeys(proof.failed.tolist()))
+                    likely.update(dict.fromkeys(proof.failed.tolist()))
                     cost = chip_prices @ floor.chips_of(failed)
                     better = floor.delivered(failed, deadline) > cost
                     return [c for c, found in zip(failed, better, strict=True) if found]

@@ -23,10 +23,12 @@ from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
-_WORTHWHILE = (0.93, 0.97)  # columns of a mix deliver this share of their chips' worth
-_MUCH_SLOWER = 1.15  # mixes of fractions slower than the best by this are not made whole
+_WORTHWHILE = 0.97  # columns of a mix deliver this share of their chips' worth
+_MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
+_WAIT = 0.008  # of a step that all may wait for the sums of columns that fill the chips
+_DEPTHS = 4  # pipelines of so many depths for each limit on a stage's seconds
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
-_TOGETHER = 6  # pools whose every order along a pipeline is tried
+_TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 
@@ -40,10 +42,14 @@ def teams(
         deadline: the step of the best mix of fractions.
         able: pools that hold the model by themselves.
     """
-    found: dict[Team, None] = {}
+    found: dict[Team, float] = {}
     for team in _proposals(generator, finder, deadline, able):
-        found.setdefault(team)
-    return sorted(found, key=lambda team: estimate(generator, team))
+        found.setdefault(team, estimate(generator, team))
+    # No team of columns is quicker than their best mix of fractions.
+    best = min(found.values(), default=np.inf)
+    for team in _mixed(generator, deadline, best):
+        found.setdefault(team, estimate(generator, team))
+    return sorted(found, key=found.__getitem__)
 
 
 def cheap_teams(generator: Generator, deadline: float, limit: float | None) -> list[Team]:
@@ -87,7 +93,6 @@ def estimate(generator: Generator, team: Team) -> float:
 def _proposals(
     generator: Generator, finder: ShapeFinder, deadline: float, able: Sequence[str]
 ) -> Iterator[Team]:
-    yield from _mixed(generator, deadline)
     apart = [column for column in generator.columns if len(column.chips) == 1]
     if apart and len(generator.pools) > 1:
         islands = whole_team(generator, generator.deadline(deadline, apart), apart)
@@ -101,19 +106,32 @@ def _proposals(
         yield from _grouped(generator, finder, able)
 
 
-def _mixed(generator: Generator, deadline: float) -> Iterator[Team]:
-    """Mixes of all columns, and of those without narrow stages: a sum has as many rings as its
-    narrowest member has tensor-parallel ranks, so one such stage holds up every stage it meets."""
+def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]:
+    """Mixes of all columns, and of those that begin with a wide stage: a sum has as many rings as
+    its narrowest member has tensor-parallel ranks, and no pass hides the first layers' sums.
+
+    Columns that make others wait a little longer for their sums may fill the chips better.
+
+    Args:
+        best: the least estimate of other teams.
+    """
+    if deadline > best:
+        return
     few = generator.available.sum() <= _SMALL  # any column may fill what the others leave over
-    narrowest = {c: min(s.kind.tensor_parallel for s in c.stages) for c in generator.columns}
+    generator = generator.aside()
+    generator.price(deadline, generator.chip_prices(deadline), _DEPTHS)
+    opening = {c: c.stages[0].kind.tensor_parallel for c in generator.columns}
     tried: set[tuple[Column, ...]] = set()
-    for width in sorted(set(narrowest.values())):
-        wide = [column for column, least in narrowest.items() if least >= width]
+    for width in sorted(set(opening.values())):
+        wide = [column for column, first in opening.items() if first >= width]
         least = generator.deadline(deadline, wide)
-        if least > _MUCH_SLOWER * deadline:
+        if least > min(_MUCH_SLOWER * deadline, best):
             return
-        for share in (0.0, *_WORTHWHILE) if few else _WORTHWHILE:
-            columns = tuple(worthwhile(generator, least, wide, share))
+        generator.take_sums_of(generator.mix(least, wide).uses, wide)
+        able = generator.share(wide, generator.shared_tail + _WAIT * least)
+        least = generator.deadline(generator.ideal_seconds, able)
+        for share in (0.0, _WORTHWHILE) if few else (_WORTHWHILE,):
+            columns = tuple(worthwhile(generator, least, able, share))
             if columns not in tried:
                 tried.add(columns)
                 team = whole_team(generator, least, columns)

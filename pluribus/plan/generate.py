@@ -8,6 +8,7 @@ mix of known columns just delivers the global batch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,20 +16,21 @@ from functools import cached_property
 import numpy as np
 
 from pluribus.plan.caps import promising
-from pluribus.plan.columns import Column, StageChoice, StageKind
+from pluribus.plan.columns import Column, StageKind
 from pluribus.plan.master import Mix, most_sequences
 from pluribus.plan.pace import Pace
 from pluribus.plan.prices import MANY, Array, Hops, Prices, Runs, stage_kinds, usable_pools
 from pluribus.plan.pricing import Lanes, Pricer, Solution
-from pluribus.plan.split import min_max_split
 from pluribus.plan.sums import Members, estimated_tails, layer_sums
 from pluribus.predict.setting import Setting
 
 _ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
+_STRIDE = 1.1  # from the deadline of one round to that of the next at most
 _SETTLED = 5e-4  # a round that lowers the step by less is the last
 _CAPS = 10  # limits on a stage's seconds tried in a round for a micro-batch size
 _NEAR = 0.93  # of the best limit's ratio: limits that promise less are not tried
 _USED = 0.01  # columns of a mix that are used less often do not count
+_EXACT = 1e-4  # of a step: how exactly the least one is found
 _KEEP = 0.85  # columns that deliver less than this share of what their chips cost are forgotten
 
 
@@ -51,9 +53,10 @@ class Generator:
     estimates_sums: bool = True
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
-    _matrices: dict[tuple, Array] = field(default_factory=dict)
+    _own_tails: dict[Column, float] = field(default_factory=dict)
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
-    _shared_tail: float = 0.0  # of the pipeline of that mix whose sums take longest
+    _drain: Array | None = None  # [L] seconds between the last backward of its stages and of all
+    _shared_tail: float = 0.0
 
     @classmethod
     def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
@@ -103,33 +106,56 @@ class Generator:
             np.maximum.at(best, pricer.pool_of, np.where(able, rate, 0.0))
         return best
 
-    def take_sums_of(self, uses: Array) -> None:
-        """Estimates gradient sums anew, from who holds what in a mix of the known columns."""
-        members = Members.of_mix(self.columns, uses, len(self.setting.model.layers))
-        self._layer_sums = layer_sums(self.setting, self.columns, uses)
+    def take_sums_of(self, uses: Array, columns: Sequence[Column] | None = None) -> list[Column]:
+        """Estimates gradient sums anew, from who holds what in a mix.
+
+        The first layer's sum is the last, and every pipeline takes part in it: none is through
+        before the one whose sums take longest. So all wait for one tail, and columns that make
+        others wait longer are not used.
+
+        Args:
+            uses: of the columns.
+            columns: to choose from; all that are known by default.
+
+        Returns:
+            The columns that go with the tail with which a mix ends soonest.
+        """
+        columns = self.columns if columns is None else columns
+        used = [c for c, n in zip(columns, uses, strict=True) if n > min(_USED, uses.max() / 2)]
+        members = Members.of_mix(columns, uses, len(self.setting.model.layers))
+        self._layer_sums = layer_sums(self.setting, columns, uses)
+        self._drain = np.min([self.pace(column).early_layers for column in used], axis=0)
         for size, pricer in self.pricers.items():
             tails = estimated_tails(self.setting, pricer.prices, members)
             self.pricers[size] = replace(pricer, tails=tails)
         old, self._paces, self._shared_tail = self._paces, {}, 0.0
-        own = {column: self.pace(column).tail for column in self.columns}
+        for column in self.columns:
+            own = self.pace(column).tail
+            if column in old:
+                self._paces[column] = old[column].with_tail(own)
+        tails = sorted({self._own_tails[column] for column in used}, reverse=True)
+        ways = [(self.deadline(self.ideal_seconds, self.share(columns, t)), t) for t in tails]
+        return self.share(columns, min(ways)[1])
 
-        def share(tail: float) -> None:
-            self._shared_tail = tail
-            self._paces = {c: old[c].with_tail(max(own[c], tail)) for c in own if c in old}
+    @property
+    def shared_tail(self) -> float:
+        """Seconds between the last backward and the end of the step, of all pipelines."""
+        return self._shared_tail
 
-        tails = {own[c] for c, times in zip(self.columns, uses, strict=True) if times > _USED}
-        best = np.inf, 0.0
-        for tail in sorted(tails, reverse=True):
-            share(tail)
-            # Those with longer sums would make all others wait.
-            able = [column for column in own if own[column] <= tail]
-            best = min(best, (self.deadline(self.ideal_seconds, able), tail))
-        share(best[1])
+    def share(self, columns: Sequence[Column], tail: float) -> list[Column]:
+        """Makes all pipelines wait for a tail; the columns that make none wait longer."""
+        self._shared_tail = tail
+        for column in columns:
+            own = self._own_tails[column]
+            self._paces[column] = self._paces[column].with_tail(max(own, tail))
+        return [column for column in columns if self._own_tails[column] <= tail]
 
     def pace(self, column: Column) -> Pace:
         """How fast a column is."""
         if column not in self._paces:
-            self._paces[column] = self._pace(column, self.pricers[column.micro_batch_size].tails)
+            pace = self._pace(column, self.pricers[column.micro_batch_size].tails)
+            self._own_tails[column] = pace.tail
+            self._paces[column] = pace.with_tail(max(pace.tail, self._shared_tail))
         return self._paces[column]
 
     def _pace(self, column: Column, tails: Array) -> Pace:
@@ -141,17 +167,17 @@ class Generator:
         forward, backward = prices.forward[rows, runs], prices.backward[rows, runs]
         senders = pricer.hops.senders[rows[:-1]]
         hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
-        # A later stage is through with its passes before the first one is.
-        early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
-        ends = tails[rows, runs]
-        if self._layer_sums is not None:
-            # Better than on the average of the stage's pool: what its own layers take.
-            done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
-            sums = [done[b] - done[a] for a, b in (stage.layers for stage in column.stages)]
-            ends = pricer.prices.update[rows, runs] + sums
-        tail = max(float((ends - early).max()), self._shared_tail)
         limit = self.batch // column.micro_batch_size
-        return Pace(column, forward, backward, hops, tail, limit)
+        pace = Pace(column, forward, backward, hops, 0.0, limit)
+        # A later stage is through with its passes before the first one is.
+        tail = float((tails[rows, runs] - pace.early).max())
+        if self._layer_sums is not None and self._drain is not None:
+            # Layer by layer, last ones first, as the stages of the others are through with theirs.
+            done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
+            first = [stage.layers[0] for stage in column.stages for _ in range(stage.num_layers)]
+            ready = np.minimum(self._drain, pace.early_layers)
+            tail = float((done[1:] - done[first] - ready).max() + prices.update[rows, runs].max())
+        return pace.with_tail(tail)
 
     @cached_property
     def _row(self) -> dict[StageKind, int]:
@@ -175,17 +201,30 @@ class Generator:
         return mix
 
     def deadline(self, low: float, columns: Sequence[Column] | None = None) -> float:
-        """The least step in which a mix of the known columns delivers the global batch."""
-        high = low
+        """The least step in which a mix of the known columns delivers the global batch.
+
+        Regula falsi (Illinois): what a mix delivers grows almost evenly with time.
+        """
+        missing, beyond = 0.0, self.mix(low, columns).total - self.batch
         # Of sizes that do not divide the batch, whole micro-batches may never reach it.
-        while self.mix(high, columns).total < self.batch and high < 1e9 * self.ideal_seconds:
-            low, high = high, high * 1.25
-        while high - low > 1e-4 * high:
-            middle = (low + high) / 2
-            if self.mix(middle, columns).total < self.batch:
-                low = middle
+        high, most = low, 1e9 * self.ideal_seconds
+        while beyond < 0 and high < most:
+            low, missing = high, beyond
+            high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), 1.001), 1.25)
+            beyond = self.mix(high, columns).total - self.batch
+        side = 0
+        while high - low > _EXACT * high and beyond >= 0:
+            middle = low - missing * (high - low) / (beyond - missing)
+            # Steps of whole micro-batches: no nearer to an end than is asked for.
+            margin = 0.5 * _EXACT * high
+            middle = min(max(middle, low + margin), high - margin)
+            found = self.mix(middle, columns).total - self.batch
+            if found < 0:
+                low, missing = middle, found
+                beyond, side = (beyond / 2 if side < 0 else beyond), -1
             else:
-                high = middle
+                high, beyond = middle, found
+                missing, side = (missing / 2 if side > 0 else missing), 1
         return high
 
     @property
@@ -210,10 +249,20 @@ class Generator:
                 return np.inf
             self.price(deadline, deadline * self.speeds * 0.85)
         before = self.deadline(self.ideal_seconds)
+        center = deadline * self.speeds * 0.85
         for _ in range(_ROUNDS):
-            self.price(before, self.chip_prices(before))
+            # The first few columns make wild prices: at those in the middle better ones are found.
+            aim = min(before, deadline * _STRIDE)
+            wild = aim < before
+            deadline = aim
+            prices = self.chip_prices(aim)
+            if wild:
+                prices = prices / max(prices @ self.available, 1e-30) * self.batch
+                prices = (prices + center / (center @ self.available) * self.batch) / 2
+                center = prices
+            self.price(aim, prices)
             now = self.deadline(self.ideal_seconds)
-            settled = now > before * (1 - _SETTLED)
+            settled = now > before * (1 - _SETTLED) and not wild
             before = now
             if settled and estimated:
                 break
@@ -229,8 +278,13 @@ class Generator:
         floor = 1e-3 * deadline * self.speeds
         return np.maximum(self.mix(deadline).chip_values, floor)
 
-    def price(self, deadline: float, chip_prices: Array) -> None:
-        """Adds pipelines worth using at these prices of chips."""
+    def price(self, deadline: float, chip_prices: Array, depths: int = 1) -> None:
+        """Adds pipelines worth using at these prices of chips.
+
+        Args:
+            depths: pipelines of so many depths for each limit on a stage's seconds; whole ones
+                that have to fill all chips need the choice.
+        """
         worth = chip_prices @ self.available
         chip_prices = chip_prices * (self.batch / max(worth, 1e-30))
         best = 0.0
@@ -243,17 +297,23 @@ class Generator:
             lanes = _lanes(np.array(list(found)), size)
             worthwhile = size * (deadline / lanes.cap + 1) * 1.2
             solution = pricer.solve(chip_prices, lanes, worthwhile)
-            for column in self._best(solution):
-                for one in dict.fromkeys((column, self.recut(column))):
-                    most = min(self.pace(one).most(deadline), self.batch / size)
-                    ratio = size * most / float(chip_prices @ self.chips_of([one])[:, 0])
-                    if ratio > _KEEP or not self.columns:
-                        self.add(one)
+            for column in _best(solution, depths):
+                most = min(self.pace(column).most(deadline), self.batch / size)
+                ratio = size * most / float(chip_prices @ self.chips_of([column])[:, 0])
+                if ratio > _KEEP or not self.columns:
+                    self.add(column)
 
     def take_columns_of(self, other: Generator) -> None:
         """Begins with all that another one knows."""
         for column in other.columns:
             self.add(column)
+
+    def aside(self) -> Generator:
+        """The same columns, for other estimates of their sums; new ones become known to both."""
+        other = copy.copy(self)
+        other.__dict__["pricers"] = dict(self.pricers)
+        other._paces, other._own_tails = dict(self._paces), dict(self._own_tails)
+        return other
 
     def add(self, column: Column) -> None:
         """Makes a column known."""
@@ -261,38 +321,17 @@ class Generator:
             self._known.add(column)
             self.columns.append(column)
 
-    def _best(self, solution: Solution) -> list[Column]:
-        """Of each lane the best pipeline."""
-        result: dict[Column, None] = {}
-        if not len(solution.values):
-            return []
-        best = solution.values.argmin(axis=0)
-        for lane, depth in enumerate(best):
-            if np.isfinite(solution.values[depth, lane]):
+
+def _best(solution: Solution, depths: int) -> list[Column]:
+    """Of each lane the best pipeline; of more depths where a second has its plain worth."""
+    result: dict[Column, None] = {}
+    third = len(solution.lanes) // 3
+    for lane, prices in enumerate(solution.values.T):
+        most = depths if lane // third == 1 else 1
+        for depth in np.argsort(prices, kind="stable")[:most]:
+            if np.isfinite(prices[depth]):
                 result.setdefault(solution.column(int(depth) + 1, lane))
-        return list(result)
-
-    def recut(self, column: Column, in_flight: int = MANY) -> Column:
-        """The same stages with the layers cut anew, so that the slowest is as quick as can be."""
-        pricer = self.pricers[column.micro_batch_size]
-        depth = len(column.stages)
-        costs = [
-            self._matrix(pricer, self._row[stage.kind], min(depth - s, in_flight))
-            for s, stage in enumerate(column.stages)
-        ]
-        cut = min_max_split(costs)
-        if cut is None:
-            return column
-        stages = zip(column.stages, cut, strict=True)
-        return replace(column, stages=tuple(StageChoice(s.kind, layers) for s, layers in stages))
-
-    def _matrix(self, pricer: Pricer, row: int, in_flight: int) -> Array:
-        key = (pricer.prices.micro_batch_size, row, in_flight)
-        if key not in self._matrices:
-            prices = pricer.prices
-            fits = prices.most_held >= in_flight
-            self._matrices[key] = prices.matrix(row, np.where(fits, prices.seconds, np.inf))
-        return self._matrices[key]
+    return list(result)
 
 
 def _lanes(caps: Array, size: int) -> Lanes:

@@ -114,6 +114,16 @@ class Pace:
             )
         return float(self.ends[micro_batches - 1])
 
+    @cached_property
+    def early(self) -> Array:
+        """[S] seconds from a stage's last pass to the first stage's."""
+        return np.concatenate([[0.0], np.cumsum(self.backward[:-1] + self.hops / 2)])
+
+    @cached_property
+    def early_layers(self) -> Array:
+        """[L] the same of the stage that holds a layer."""
+        return np.repeat(self.early, [stage.num_layers for stage in self.column.stages])
+
     @property
     def slowest(self) -> float:
         """Seconds of a micro-batch on the slowest stage."""

@@ -285,11 +285,11 @@ class Hops:
         *,
         near: bool = False,
     ) -> Hops:
-        """Hops within a pool go from node to node, where gradient peers share the nodes.
+        """Hops within a pool leave the node as often as stages one behind the other fill it.
 
         Args:
-            near: take the quicker of that and a hop inside a node, for stages that leave room in
-                theirs: no placement is quicker.
+            near: they stay in the node wherever it has room for two stages: no placement is
+                quicker.
         """
         rows: dict[tuple[str, int], int] = {}
         senders = []
@@ -301,18 +301,22 @@ class Hops:
             pool = setting.pool(address)
             fills = width >= pool.chips_per_node
             source = _stage(f"{address}/0/0", width)
+            share = min(width / pool.chips_per_node, 1.0)  # of hops that leave a node
             for column, other in enumerate(pools):
-                targets = [f"{other}/0/0"]
+                targets = {f"{other}/0/0": 1.0}
                 if other == address:
-                    targets = [f"{other}/1/0"] if pool.nodes > 1 else []
-                    targets += [] if fills or (targets and not near) else [f"{other}/0/{width}"]
+                    targets = {f"{other}/1/0": share} if pool.nodes > 1 else {}
+                    if not fills:
+                        targets[f"{other}/0/{width}"] = 1.0 - share
                 # A narrower next stage takes longer, a wider one no less: fewer ranks send.
-                times = [
-                    boundary_seconds(setting, source, _stage(target, width), micro_batch_size)
-                    for target in targets
-                ]
+                times = {
+                    boundary_seconds(setting, source, _stage(t, width), micro_batch_size): weight
+                    for t, weight in targets.items()
+                }
                 # Without any target no second stage fits into the pool.
-                seconds[row, column] = 2 * min(times, default=0.0)
+                least = min(times, default=0.0)
+                mean = sum(t * w for t, w in times.items()) / max(sum(times.values()), 1e-12)
+                seconds[row, column] = 2 * (least if near else mean)
         return cls(np.array(senders, dtype=np.intp), seconds)
 
 

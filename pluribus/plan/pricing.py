@@ -66,6 +66,31 @@ class Lanes:
         return np.split(order, np.flatnonzero(np.diff(group)) + 1)
 
 
+@dataclass(frozen=True)
+class Dearer:
+    """By how many seconds at most messages, there and back, take longer with another sender.
+
+    Attributes:
+        here: [senders] from any sender of the same pool than from this one, wherever they go; none
+            less, as a last stage sends none.
+        anywhere: [senders] the same from any sender at all.
+        farther: [pools] to any pool than to this one, wherever they are from.
+    """
+
+    here: Array
+    anywhere: Array
+    farther: Array
+
+    @classmethod
+    def of(cls, hops: Array, pools: NDArray[np.intp]) -> Dearer:
+        """From `Hops.seconds` and the pool of each sender."""
+        more = (hops[:, None] - hops[None]).max(axis=2)
+        same = pools[:, None] == pools[None]
+        farther = (hops.T[:, None] - hops.T[None]).max(axis=(0, 2))
+        here = np.where(same, more, 0.0).max(axis=0)
+        return cls(here, np.maximum(more.max(axis=0), 0.0), farther)
+
+
 @dataclass(frozen=True, eq=False)
 class Pricer:
     """The dynamic program for one micro-batch size.
@@ -113,6 +138,10 @@ class Pricer:
     def opening(self) -> Array:
         """[kinds, L] `tails` of the runs of 1, 2, … layers from the first one."""
         return np.ascontiguousarray(self.tails[:, self.prices.runs.kind[0, 1:]])
+
+    @cached_property
+    def dearer(self) -> Dearer:
+        return Dearer.of(self.hops.seconds, self.pool_of_sender)
 
     @cached_property
     def native(self) -> NativeTable | None:

@@ -35,7 +35,8 @@ class _Problem(ctypes.Structure):
         *((name, _INT) for name in ("layers", "kinds", "runs", "senders", "pools", "segments")),
         *((name, _POINTER) for name in (
             "seconds", "held", "lengths", "prices", "tails", "openings", "sender_of",
-            "pool_of_sender", "hops", "segment",
+            "pool_of_sender", "hops", "dearer_here", "dearer", "farther",
+            "segment",
         )),
     )  # fmt: skip
 
@@ -60,7 +61,11 @@ class NativeTable:
             return None
         prices, hops = pricer.prices, pricer.hops
         kind, counts = prices.runs.kind, prices.runs.counts
-        floats = {"seconds": prices.seconds, "tails": pricer.opening, "hops": hops.seconds}
+        dearer = pricer.dearer
+        floats = {
+            "seconds": prices.seconds, "tails": pricer.opening, "hops": hops.seconds,
+            "dearer_here": dearer.here, "dearer": dearer.anywhere, "farther": dearer.farther,
+        }  # fmt: skip
         whole = {
             "held": prices.most_held, "lengths": counts.sum(axis=1), "openings": kind[0, 1:],
             "sender_of": hops.senders, "pool_of_sender": pricer.pool_of_sender,
@@ -146,6 +151,7 @@ def _depths(
         fits = prices.most_held >= min(depth, lanes.hold)
         held = np.where(fits & going[:, None, None], stage, np.inf)
         cheapest = np.stack([held[:, m].min(axis=1) for m in members], axis=1)
+        cheapest[_dominated(pricer, lanes.hop, first_hop, cheapest)] = np.inf
         first = np.where(fits & going[:, None, None], opening, np.inf)
         first = first[:, :, kind[0, 1 : longest + 1]]
         first = first + lanes.tail[:, None, None] * pricer.opening[:, :longest]
@@ -170,3 +176,18 @@ def _depths(
         table[table + before[:, None] > budget[:, None, None]] = np.inf
         yield first.min(axis=(1, 2), initial=np.inf), table
         going = np.isfinite(table).any(axis=(1, 2))
+
+
+def _dominated(pricer: Pricer, hop: Array, first_hop: Array, cheapest: Array) -> NDArray[np.bool_]:
+    """[lanes, senders, runs] what no cheapest pipeline needs: a sender that costs more for a run
+    than the cheapest one of its pool, or of all, together with what messages after and before that
+    one may cost."""
+    dearer, pools = pricer.dearer, pricer.pool_of_sender
+    least = np.stack(
+        [cheapest[:, pools == p].min(axis=1, initial=np.inf) for p in range(len(pricer.pools))],
+        axis=1,
+    )
+    before = np.maximum(hop, first_hop)[:, None] * dearer.farther[pools]
+    here, anywhere = hop[:, None] * dearer.here, hop[:, None] * dearer.anywhere + before
+    beyond = cheapest > least[:, pools] + here[..., None]
+    return beyond | (cheapest > least.min(axis=1)[:, None] + anywhere[..., None])

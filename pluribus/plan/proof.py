@@ -26,8 +26,10 @@ _NARROW = 1.004  # a cell's values within this ratio are looked at with many pri
 _WIDE = 1.1  # and wider cells without any, as they will be halved anyway
 _ROUGH = (0.5, 1.0)  # of what a second is worth at the pace of the slowest stage
 _FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
+_DENSE = tuple(float(share) for share in np.geomspace(0.1, 4.0, 60))
 _BEHIND = 3  # pipelines looked at for each price of time where a proof fails
 _EPS = 1e-12
+_SINGLE = 1 + 4 * _EPS  # a cell of one value
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,20 @@ class Proof:
         prices = self.pricer.prices
         return float((np.maximum(prices.forward, prices.backward) / prices.seconds).min())
 
-    def run(self, doubtful: Collection[float] = ()) -> list[Column] | None:
+    def run(self, only: Collection[float] | None = None) -> list[Column] | None:
         """None where it succeeds; else pipelines at which it fails, as far as they are known.
 
         Args:
-            doubtful: seconds of a slowest stage that are looked at first.
+            only: seconds of a slowest stage that are looked at; all by default.
         """
         self.failed = np.zeros(0)
         values = stage_seconds(self.pricer.prices, self.deadline / self.least)
         if not len(values):
             return None
-        first = np.flatnonzero(np.isin(values, list(doubtful)))
-        if len(first) and (found := self._sweep(values, np.stack([first, first], 1))) is not None:
-            return found
-        return self._sweep(values, cells_of(values))
+        if only is None:
+            return self._sweep(values, cells_of(values))
+        cells = np.flatnonzero(np.isin(values, list(only)))
+        return self._sweep(values, np.stack([cells, cells], axis=1))
 
     def _sweep(self, values: Array, cells: NDArray[np.intp]) -> list[Column] | None:
         done = 0
@@ -147,15 +149,19 @@ class Proof:
         depths = np.arange(1, len(plain) + 1)[:, None]
         possible = (plain < self.size * counts) & (depths < counts)
         result = possible.any(axis=0)
-        for way in (_Way(_ROUGH), _Way(_FINE), _Way(_FINE, later=True)):
+        ways = (
+            (_Way(_ROUGH), _WIDE), (_Way(_FINE), _NARROW), (_Way(_FINE, later=True), _NARROW),
+            (_Way(_DENSE), _SINGLE), (_Way(_DENSE, later=True), _SINGLE),
+        )  # fmt: skip
+        for way, widest in ways:
             cells = np.flatnonzero(result)
-            cells = cells[cap[cells] <= low[cells] * (_NARROW if way.shares is _FINE else _WIDE)]
+            cells = cells[cap[cells] <= low[cells] * widest]
             if not len(cells):
                 break
             left = self._outlast(way, low, cap, counts, cells, plain, possible)
             if way.later:
                 # Or the first stage alone is the slowest.
-                first = _Way(_FINE, first=True)
+                first = _Way(way.shares, first=True)
                 left |= self._outlast(first, low, cap, counts, cells, plain, possible)
             result[cells] = left
         return result

@@ -51,10 +51,7 @@ def worthwhile(
 
 
 def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
-    """Deals the global batch to pipelines, so that the last backward ends as early as can be.
-
-    The first layer's gradients are summed last, over every pipeline: one that is through early
-    waits for the others, so that its own sums do not count.
+    """Deals the global batch to pipelines, so that the last one ends as early as can be.
 
     Args:
         uses: how many pipelines of each column.
@@ -64,7 +61,7 @@ def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
         to the batch.
     """
     pipelines = [column for column, count in uses.items() for _ in range(count)]
-    paces = {column: generator.pace(column).with_tail(0.0) for column in uses}
+    paces = {column: generator.pace(column) for column in uses}
     batch = generator.batch
 
     def delivered(seconds: float) -> int:

@@ -42,9 +42,9 @@ from pluribus.spec.prediction import Alternative
 _SCORE = 20  # teams that go through the exact timeline
 _SCORE_PASSES = 12_000  # forwards of them all, like pipelines once, but _SCORE_LEAST teams at least
 _SCORE_LEAST = 3
-_EVEN = 6  # of the fastest plans that use every pool, cut evenly
+_EVEN, _EVEN_MANY = 6, 2  # of the fastest plans that use every pool, cut evenly
 _TRIES_ALONE = 60  # single steps timed for a pool by itself
-_MANY, _SCORE_ALONE = 256, 3  # teams timed for a pool by itself, where the cluster has many chips
+_MANY, _SCORE_ALONE = 256, 2  # teams timed for a pool by itself, where the cluster has many chips
 _IMPROVE = 2  # ways to use the pools from which single steps are tried
 _SHOW = 8  # rows of the table of alternatives
 
@@ -231,11 +231,12 @@ class Search:
     def _even(self, scored: Sequence[Scored]) -> Scored | None:
         """The fastest even split of the teams that use every pool."""
         layers = len(self.setting.model.layers)
+        most = _EVEN if self.setting.cluster.num_chips <= _MANY else _EVEN_MANY
         found: list[Team] = []
         for item in scored:
             sizes = {c.column.micro_batch_size for c in item.team}
             used = {pool for c in item.team for pool in c.column.chips}
-            if used != set(self.pools) or len(sizes) > 1 or len(found) == _EVEN:
+            if used != set(self.pools) or len(sizes) > 1 or len(found) == most:
                 continue
             total = self.setting.job.train.global_batch // sizes.pop()
             dealt = deal_evenly(sum(c.count for c in item.team), total)

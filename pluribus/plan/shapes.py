@@ -25,6 +25,8 @@ from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.spec.plan import Pipeline, Stage
 
 _QUICK, _SHARP, _EXACT = range(3)  # how exact a shape's place in the queue is
+_EVERY_ORDER = 4  # pools up to which every order along a pipeline is tried
+_CUTS = 24  # shapes of more pools than these whose layers are cut
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ShapeFinder:
 
         Best first: each shape waits in a queue at a bound no cut of it can beat, which is
         sharpened and then replaced by its exact time when its turn comes. What leaves the queue
-        exact is therefore the best of all shapes.
+        exact is therefore the best of all shapes; of many pools, of the most promising ones.
         """
         queue: list[tuple[float, int, int, Shape, Candidate | None]] = [
             (self._quick_bound(shape, sequences), _QUICK, i, shape, None)
@@ -126,15 +128,19 @@ class ShapeFinder:
         ]
         heapq.heapify(queue)
         found: list[Candidate] = []
+        cuts = _CUTS if len(team) > _EVERY_ORDER else len(queue)
         while queue and len(found) < keep:
             _, level, i, shape, candidate = heapq.heappop(queue)
             if candidate is not None:
                 found.append(candidate)
+            elif not cuts:
+                continue
             elif level == _QUICK:
                 bound = self._sharp_bound(shape, sequences)
                 if math.isfinite(bound):
                     heapq.heappush(queue, (bound, _SHARP, i, shape, None))
             else:
+                cuts -= 1
                 candidate = self._best_order(shape, sequences)
                 if candidate is not None:
                     seconds = candidate.seconds(_micro_batches(shape, sequences))
@@ -142,15 +148,30 @@ class ShapeFinder:
         return found
 
     def _best_order(self, shape: Shape, sequences: int) -> Candidate | None:
-        """The fastest cut over every order of the pools along the pipeline."""
-        best, least = None, math.inf
-        for order in itertools.permutations(range(len(shape.pools))):
-            candidate = self.cut(shape.reordered(order), sequences)
-            if candidate is not None:
-                seconds = candidate.seconds(_micro_batches(shape, sequences))
-                if seconds < least:
-                    best, least = candidate, seconds
-        return best
+        """The fastest cut over the orders of the pools along the pipeline: over all of a few
+        pools; of more, from a good one on, as long as moving one pool helps."""
+        micro_batches = _micro_batches(shape, sequences)
+        tried: dict[tuple[int, ...], Candidate | None] = {}
+
+        def seconds(order: tuple[int, ...]) -> float:
+            if order not in tried:
+                tried[order] = self.cut(shape.reordered(order), sequences)
+            candidate = tried[order]
+            return math.inf if candidate is None else candidate.seconds(micro_batches)
+
+        given = tuple(range(len(shape.pools)))
+        if len(given) <= _EVERY_ORDER:
+            return tried[min(itertools.permutations(given), key=seconds)]
+        # What comes first holds most micro-batches.
+        memory = [self.setting.pool(pool).chip.memory_bytes * tp for pool, tp in
+                  zip(shape.pools, shape.tensor_parallel, strict=True)]  # fmt: skip
+        roomy = tuple(sorted(given, key=lambda i: -memory[i]))
+        best = min(given, roomy, key=seconds)
+        if math.isinf(seconds(best)):
+            return None
+        while (better := min(_moved(best), key=seconds)) and seconds(better) < seconds(best):
+            best = better
+        return tried[best]
 
     def cut(self, shape: Shape, sequences: int, *, even: bool = False) -> Candidate | None:
         """Cuts the layers over a shape's stages; None when they do not fit."""
@@ -339,6 +360,15 @@ class ShapeFinder:
                 )
             )
         return tuple(result)
+
+
+def _moved(order: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every order with one item moved to another place."""
+    moved = []
+    for i, item in enumerate(order):
+        rest = order[:i] + order[i + 1 :]
+        moved += [(*rest[:j], item, *rest[j:]) for j in range(len(order)) if j != i]
+    return moved
 
 
 def _micro_batches(shape: Shape, sequences: int) -> int:

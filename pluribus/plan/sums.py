@@ -108,8 +108,7 @@ def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
     ready = []
     for item, pace in zip(team, paces, strict=True):
         end = pace.seconds(max(item.micro_batches)) - pace.tail
-        early = np.concatenate([[0.0], np.cumsum(pace.backward[:-1] + pace.hops / 2)])
-        ready.append(end - early)
+        ready.append(end - pace.early)
     spans = Spans.of(team)
     taken = spans.seconds(setting)
     end = 0.0

@@ -29,6 +29,10 @@ from pluribus.spec.profile import Grid, LayerTime, Profile, indices
 # 31–45 % off on published GEMM tables, and sums of many operators about half of that.
 ROOFLINE_SPREAD = 0.25
 
+# Bytes moved to make one element of a 16-bit input or gradient of a product 8 bits wide: it is
+# read, and written along its rows for one product and along its columns for another.
+QUANTISE_BYTES = 4
+
 # How sharply the slower of host and chip sets the pace; fitted on half of vTrain's single-node
 # runs.
 PACE_POWER = 5.0
@@ -339,10 +343,22 @@ def layer_work(
     element = max(2, DTYPE_BYTES[precision])
     passes = software.eager_passes if getattr(layer, "norm", None) == "rms" else 1.0
     share = Share(micro_batch, sequence_length, tp, cp, ep, element, software.sequence_parallel)
+    quantised, before = chip.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY / QUANTISE_BYTES, None
     for operator in layer.operators(share):
         tabled = times and times.work(operator, precision, micro_batch, software)
         moved = passes * (software.loss_passes if operator.name == "cross_entropy" else 1.0)
         found = tabled or operator_work(operator, chip, precision, software, moved)
         ahead, back, weight = found
         forward, backward, weights = forward + ahead, backward + back, weights + weight
+        if precision == "fp8" and operator.kind in ("gemm", "grouped_gemm"):
+            # Experts have rows of their own, other matrices of one operator and their neighbours of
+            # one width share them.
+            many = operator.count if operator.kind == "grouped_gemm" else 1
+            inputs = many * operator.m * operator.k
+            if before != inputs:
+                forward += Work(memory=inputs / quantised)
+            backward += Work(memory=operator.m * operator.n * operator.count / quantised)
+            before = inputs
+        else:
+            before = None
     return forward, backward, weights

@@ -20,10 +20,10 @@ LAUNCH_SECONDS = 5e-6
 FLASH_BEHIND = 1.6
 # Exponentials cost as much for narrow heads as for wide ones, on units that did not grow with the
 # matrix units. So heads of d reach d / (d + w) of what wide ones do, with w = FLASH_WIDTH × the
-# matmul rate of one compute unit: heads of 64 0.9 of those of 128 on A100 (Dao 2023, arXiv
-# 2307.08691, figure 5); on H100 it gives 0.82 where 0.65 is published (Shah et al. 2024, arXiv
-# 2407.08608, figure 5).
-FLASH_WIDTH = 5.4e-12
+# square of the matmul rate of one compute unit (FLOP/s). Fitted on aiconfigurator-core 0.12.0,
+# heads of 64 beside those of 128: H100 and H200 0.71 to 0.80, B200, GB200 and GB300 0.58 to 0.65;
+# on A100 it gives 0.94 where 0.9 is published (Dao 2023, arXiv 2307.08691, figure 5).
+FLASH_WIDTH = 1.22e-24
 # Backward of a flash kernel: five products where forward has two, at 0.86 of its rate (Dao 2023,
 # arXiv 2307.08691, figures 4 and 5).
 FLASH_BACKWARD = 2.9
@@ -127,7 +127,7 @@ def operator_work(
         wide = "bf16" if precision == "fp8" else precision
         if software.flash_attention:
             share = constants.flash(operator.n)
-            width = FLASH_WIDTH * chip.matmul_flops(wide) / chip.compute_units
+            width = FLASH_WIDTH * (chip.matmul_flops(wide) / chip.compute_units) ** 2
             share *= min(1.0, operator.k / (operator.k + width) * (1 + width / 128))
             rate_reached = chip.matmul_flops(wide) * share * constants.kept(wide)
             once = operator.flops / rate_reached * flash_behind(software, chip) + launch

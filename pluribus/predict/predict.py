@@ -76,13 +76,14 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     step = timeline.end
     tokens_per_s = plan.global_batch * setting.sequence_length / step
     bottleneck = max(prices, key=lambda lane: prices[lane].busy)
-    stages = tuple(
-        tuple(
-            _stage_prediction(setting, pipeline, s, prices[p, s], step)
-            for s in range(len(pipeline.stages))
-        )
-        for p, pipeline in enumerate(plan.pipelines)
-    )
+    like: dict[tuple, tuple[StagePrediction, ...]] = {}
+    for p, pipeline in enumerate(plan.pipelines):
+        if (use := _use(pipeline)) not in like:
+            like[use] = tuple(
+                _stage_prediction(setting, pipeline, s, prices[p, s], step)
+                for s in range(len(pipeline.stages))
+            )
+    stages = tuple(like[_use(pipeline)] for pipeline in plan.pipelines)
     total_alone = sum(alone.values())
     prediction = Prediction(
         step_seconds=_interval(plan, setting, step, prices),
@@ -108,20 +109,32 @@ class _Timed:
 def _timed(plan: Plan, setting: Setting) -> _Timed:
     """The timeline of a plan's step, and what it was made of."""
     groups = gradient_groups(plan, setting.tied_layers)
-    prices = {
-        (p, s): stage_price(setting, pipeline, s)
-        for p, pipeline in enumerate(plan.pipelines)
-        for s in range(len(pipeline.stages))
-    }
+    like: dict[tuple, list[StagePrice]] = {}
+    prices = {}
+    for p, pipeline in enumerate(plan.pipelines):
+        if (use := _use(pipeline)) not in like:
+            like[use] = [stage_price(setting, pipeline, s) for s in range(len(pipeline.stages))]
+        prices |= {(p, s): price for s, price in enumerate(like[use])}
     durations = _durations(plan, setting, prices)
     heads = _heads(plan, durations, setting.software.overlap_messages)
     start = {lane: head.end for lane, head in heads.items()}
     durations = replace(durations, reduce=_sums(plan, setting, groups, prices, start))
-    tails = simulate(
-        {lane: tail_actions(lane, groups) for lane in heads}, durations, groups, start
-    ).courses
+    tails = simulate(tail_actions(heads, groups), durations, groups, start).courses
     timeline = Timeline({lane: head.followed_by(tails[lane]) for lane, head in heads.items()})
     return _Timed(prices, durations, timeline)
+
+
+def _use(pipeline: Pipeline) -> tuple:
+    """Equal for pipelines whose stages take as long and hold as much, wherever their chips are."""
+    stages = tuple(
+        (
+            s.pool, len(s.chips), s.layers, s.chunks, s.tensor_parallel, s.context_parallel,
+            s.expert_parallel, s.recompute, s.zero, s.chips if s.zero >= 3 else (),
+        )
+        for s in pipeline.stages
+    )  # fmt: skip
+    counts = pipeline.micro_batch_size, pipeline.micro_batches
+    return stages, counts, Structure.of(pipeline)
 
 
 def _heads(plan: Plan, durations: Durations, overlaps: bool) -> dict[Lane, Course]:

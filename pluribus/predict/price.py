@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pluribus.predict.compute import share_of
 from pluribus.predict.degrees import Degrees, Parameters, updated
 from pluribus.predict.memory import held_parameters
-from pluribus.predict.replicas import Replicas, exposed_seconds, gather_work
+from pluribus.predict.replicas import Replicas, exposed_seconds, gather_wait, gather_work
 from pluribus.predict.setting import Setting
 from pluribus.predict.stage_time import StageTime, added, scaled
 from pluribus.predict.update import optimizer_seconds
@@ -65,7 +65,9 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
             if len(pipeline.stages) > 1:
                 once += exposed_seconds(work.seconds(factors), time.total)
             else:
-                time = with_gather(time, work.seconds(factors))
+                blocks = sum(layer.kind in ("dense", "moe") for layer in layers)
+                wait = gather_wait(blocks, replicas, software) * factors.host
+                time = with_gather(time, work.seconds(factors), wait)
         chunks.append(scaled(time, pace))
     held = held_parameters(setting, stage)
     owned = updated(held, degrees, software)
@@ -79,13 +81,13 @@ def stage_price(setting: Setting, pipeline: Pipeline, index: int) -> StagePrice:
     )
 
 
-def with_gather(time: StageTime, seconds: float) -> StageTime:
+def with_gather(time: StageTime, seconds: float, wait: float) -> StageTime:
     """The time of a stage whose weights are gathered for every micro-batch, half of it forward,
-    while it computes what is there."""
+    while it computes what is there; a third of what ranks wait for one another is forward."""
     waits = exposed_seconds(seconds, time.total)
     return replace(
-        time, forward=time.forward + waits / 2, backward=time.backward + waits / 2,
-        gather=time.gather + waits,
+        time, forward=time.forward + waits / 2 + wait / 3,
+        backward=time.backward + waits / 2 + 2 * wait / 3, gather=time.gather + waits + wait,
     )  # fmt: skip
 
 

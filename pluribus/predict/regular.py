@@ -31,6 +31,7 @@ from pluribus.predict.replicas import (
     NEVER_HIDDEN,
     Replicas,
     exposed_seconds,
+    gather_wait,
     gather_work,
     sync_work,
 )
@@ -102,6 +103,7 @@ class StageTerms:
         count: how many there are.
         layers: its kinds of layers, each with their number.
         gather: ZeRO 3: its weights gathered, forward and backward.
+        wait: what its replicas wait for one another then, in seconds.
         sync: its gradients over its replicas.
         update: its optimiser.
     """
@@ -109,6 +111,7 @@ class StageTerms:
     count: int
     layers: tuple[tuple[LayerCost, int], ...]
     gather: Work
+    wait: float
     sync: Work
     update: Work
 
@@ -143,7 +146,7 @@ class Terms:
             # A pipeline gathers once a step and keeps its stage whole until the end.
             once = exposed_seconds(gather, time.total) if stages > 1 else 0.0
             if stages == 1:
-                time = with_gather(time, gather)
+                time = with_gather(time, gather, stage.wait * calibration.host)
             slot = time.total + host
             total += stage.count * slot
             cycle = max(cycle, slot + self._waits(stage.count) * message)
@@ -224,11 +227,13 @@ def regular_terms(
             continue
         parameters = Parameters.of(layers, degrees, tied_copy(model, layers, layout))
         owned = updated(parameters, degrees, software)
-        gather = Work()
+        gather, wait = Work(), 0.0
         if layout.zero >= 3:
             gather = gather_work(parameters, replicas, share.bytes_per_element)
+            blocks = sum(count for cost, count in kinds if cost.block)
+            wait = gather_wait(blocks, replicas, software)
         unlike[key] = StageTerms(
-            1, tuple(kinds), gather,
+            1, tuple(kinds), gather, wait,
             sync_work(parameters, layout.zero, replicas, software, share.bytes_per_element),
             update_work(owned, pool.chip, software),
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,12 @@ def gather_work(parameters: Parameters, replicas: Replicas, element: float) -> W
         return group_work("all_gather", num_parameters * element, group, replicas.links) * 2
 
     return _both(parameters, replicas, each)
+
+
+def gather_wait(blocks: int, replicas: Replicas, software: Software) -> float:
+    """ZeRO 3: seconds that the replicas wait for one another in one micro-batch, with a gather
+    before each block's forward, another before its backward and a scatter after it."""
+    return 3 * blocks * software.gather_wait_s * math.log2(replicas.shared.members)
 
 
 def _both(

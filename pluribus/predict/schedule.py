@@ -209,16 +209,22 @@ def plan_actions(
     plan: Plan, groups: Sequence[GradientGroup]
 ) -> tuple[tuple[tuple[Action, ...], ...], ...]:
     """Every stage's whole step: [pipeline][stage] -> actions, REDUCE and STEP at the end."""
+    lanes = [
+        (p, s) for p, pipeline in enumerate(plan.pipelines) for s in range(len(pipeline.stages))
+    ]
+    tails = tail_actions(lanes, groups)
     return tuple(
-        tuple(
-            (*actions, *tail_actions((p, s), groups))
-            for s, actions in enumerate(pipeline_actions(pipeline))
-        )
+        tuple((*actions, *tails[p, s]) for s, actions in enumerate(pipeline_actions(pipeline)))
         for p, pipeline in enumerate(plan.pipelines)
     )
 
 
-def tail_actions(lane: tuple[int, int], groups: Sequence[GradientGroup]) -> tuple[Action, ...]:
-    """What a (pipeline, stage) does after its last micro-batch: its sums in order, and STEP."""
-    mine = (g for g, group in enumerate(groups) if lane in group.holders)
-    return (*(Action(ActionKind.REDUCE, g) for g in mine), Action(ActionKind.STEP))
+def tail_actions(
+    lanes: Iterable[tuple[int, int]], groups: Sequence[GradientGroup]
+) -> dict[tuple[int, int], tuple[Action, ...]]:
+    """What each (pipeline, stage) does after its last micro-batch: its sums in order, and STEP."""
+    tails: dict[tuple[int, int], list[Action]] = {lane: [] for lane in lanes}
+    for g, group in enumerate(groups):
+        for lane in group.holders:
+            tails[lane].append(Action(ActionKind.REDUCE, g))
+    return {lane: (*sums, Action(ActionKind.STEP)) for lane, sums in tails.items()}

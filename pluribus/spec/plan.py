@@ -146,7 +146,7 @@ class Pipeline:
     def num_chips(self) -> int:
         return sum(len(stage.chips) for stage in self.stages)
 
-    @property
+    @cached_property
     def replicas(self) -> int:
         """Replicas that every stage has: they work side by side, each as a pipeline would."""
         return math.gcd(*(stage.data_parallel for stage in self.stages)) or 1

@@ -222,3 +222,13 @@ def test_any_encoding_and_separator(tmp_path: Path) -> None:
             (row,), skipped = load([path])
             assert not skipped
             assert row.layout == parsed().layout
+
+
+def test_copies_of_calibration_rows_are_not_scored() -> None:
+    rows = [parsed(iter_time_s=str(seconds)) for seconds in (3.0, 3.0, 3.0, 3.0)]
+    terms = [
+        regular_terms(r.model, r.pool, r.layout, r.sequence_length, r.precision, r.software)
+        for r in rows
+    ]
+    assert not score(rows, terms, 1, 1, 0, False)
+    assert len(score(rows, terms, 0, 1, 0, False)) == 4

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pluribus.plan.generate import Generator
 from pluribus.plan.prices import MANY
-from pluribus.plan.pricing import Lanes, Pricer, Solution
+from pluribus.plan.pricing import Dearer, Lanes, Pricer, Solution
 from pluribus.plan.pricing_table import fill_numpy
 
 from ..small import make_chip, make_job, make_model, make_pool, make_setting
@@ -63,6 +63,26 @@ def test_c_and_numpy_give_the_same_bits(seed: int) -> None:
         for depth in range(len(values)):
             if np.isfinite(expected_tables[lane, depth]).any():
                 np.testing.assert_array_equal(tables[lane, depth], expected_tables[lane, depth])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_nothing_cheaper_is_left_out_as_dominated(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pricer = random_pricer(rng)
+    hops = rng.uniform(0, 1, pricer.hops.seconds.shape)
+    pricer = replace(pricer, hops=replace(pricer.hops, seconds=hops))
+    lanes, budget = random_lanes(rng, pricer, 5)
+    if rng.integers(2):
+        lanes = replace(lanes, first=lanes.stage * rng.uniform(0, 2, 5))
+    price = rng.uniform(0.1, 2, len(pricer.pools))[pricer.pool_of] * pricer.chips
+    values, _ = fill_numpy(pricer, price, lanes, budget)
+    pricer.__dict__["dearer"] = Dearer(*(np.full(n, 1e300) for n in (len(hops), *hops.shape)))
+    lanes = replace(lanes, hop=np.maximum(lanes.hop, 1e-290))  # none dominates
+    everything, _ = fill_numpy(pricer, price, lanes, budget)
+    depths = min(len(values), len(everything))
+    np.testing.assert_allclose(values[:depths], everything[:depths], rtol=1e-12)
+    assert not (everything[depths:] <= budget).any()
 
 
 @settings(max_examples=40, deadline=None)

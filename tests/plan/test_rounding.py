@@ -1,4 +1,4 @@
-"""The global batch is dealt so that the last backward pass ends as early as can be."""
+"""The global batch is dealt so that the last pipeline ends as early as can be."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def test_no_micro_batch_is_better_placed_elsewhere(seed: int) -> None:
     if not generator.speeds.any():
         return
     pricer = generator.pricers[1]
-    # Sums of any length: they change nothing.
     tails = rng.uniform(0.0, 20.0, pricer.tails.shape) * pricer.prices.seconds.mean()
     generator.pricers[1] = replace(pricer, tails=tails)
     drawn = [random_column(rng, pricer) for _ in range(4)]
@@ -33,15 +32,15 @@ def test_no_micro_batch_is_better_placed_elsewhere(seed: int) -> None:
         return
     assert sum(item.sequences for item in team) == generator.batch
 
-    def backward_ends(column: Column, count: int) -> float:
+    def ends(column: Column, count: int) -> float:
         pace = generator.pace(column)
-        return pace.seconds(count) - pace.tail if count else 0.0
+        return pace.seconds(count) if count else 0.0
 
-    last = max(backward_ends(item.column, max(item.micro_batches)) for item in team)
+    last = max(ends(item.column, max(item.micro_batches)) for item in team)
     dealt = {item.column: list(item.micro_batches) for item in team}
     for column, number in uses.items():
         counts = dealt.get(column, [])
         for count in [*counts, *[0] * (number - len(counts))]:
             # One more would make this one end as late as the last one, or later.
             if count < generator.pace(column).limit:
-                assert backward_ends(column, count + 1) >= last * (1 - 1e-6)
+                assert ends(column, count + 1) >= last * (1 - 1e-6)

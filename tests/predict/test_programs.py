@@ -11,8 +11,9 @@ from pluribus.hardware.pool import Pool
 from pluribus.model.model import Model
 from pluribus.model.share import Share
 from pluribus.predict.calibrate import interval
+from pluribus.predict.compute import QUANTISE_BYTES, layer_work
 from pluribus.predict.gemm import gemm_seconds
-from pluribus.predict.operators import FLASH_BEHIND, operator_work
+from pluribus.predict.operators import ELEMENTWISE_EFFICIENCY, FLASH_BEHIND, operator_work
 from pluribus.predict.regular import Layout, Terms, regular_terms
 from pluribus.predict.regular_memory import regular_memory
 from pluribus.predict.software import FSDP, MEGATRON, MEGATRON_2021, MEGATRON_BRIDGE, Software
@@ -150,6 +151,17 @@ def test_heads_of_64_reach_less_than_heads_of_128() -> None:
     assert seconds[1] > 1.1 * seconds[0]
 
 
+def test_products_in_8_bits_pay_for_making_them_so() -> None:
+    """By hand: inputs of q and kv (one), o, gate and up, down; gradients of each output."""
+    block = Model.from_config(dict(DENSE)).layers[1]
+    shape = (1, 4096)
+    wide, narrow = (layer_work(block, CHIP, shape, p, MEGATRON) for p in ("bf16", "fp8"))
+    rate = CHIP.memory_bytes_per_s * ELEMENTWISE_EFFICIENCY
+    inputs, gradients = 3 * 4096 + 14336, (4096 + 2048) + 4096 + 2 * 14336 + 4096
+    for w, n, width in zip(wide, narrow, (inputs, gradients), strict=False):
+        assert n.memory - w.memory == pytest.approx(4096 * width * QUANTISE_BYTES / rate)
+
+
 def test_an_older_flash_kernel_is_slower_where_the_chip_has_a_newer_one() -> None:
     model = Model.from_config(dict(DENSE))
     (attention,) = (o for o in model.layers[1].operators(Share(1, 4096)) if o.kind == "attention")
@@ -199,6 +211,16 @@ def test_a_fully_sharded_pipeline_keeps_its_stage_whole() -> None:
 
     assert memory(1).gradients == pytest.approx(memory(1).weights)
     assert memory(2).gradients == pytest.approx(8 * memory(2).weights)
+
+
+def test_replicas_that_gather_wait_for_one_another() -> None:
+    """A gather before each pass of each of 8 blocks and a scatter after it, hidden or not."""
+    patient = replace(FSDP, gather_wait_s=0.0)
+    for dp, doublings in ((8, 3), (16, 4)):
+        layout = Layout(dp=dp, zero=3, micro_batch=1, global_batch=2 * dp)
+        waited, not_waited = (terms(layout, software).seconds() for software in (FSDP, patient))
+        expected = 2 * 3 * 8 * doublings * FSDP.gather_wait_s
+        assert waited - not_waited == pytest.approx(expected, rel=1e-6)
 
 
 def test_logits_are_kept_in_as_many_bytes_as_the_program_says() -> None:

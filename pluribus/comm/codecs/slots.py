@@ -28,8 +28,9 @@ class _Slot:
     """A residual's name and the memory it goes by.
 
     Attributes:
-        lasting: whether the memory has outlived a step: what comes after it is something else.
         step: when it was last used.
+        lasting: whether the memory came again in a later step: what comes after it is something
+            else. Memory that is new each time may outlive its step a little.
     """
 
     name: str
@@ -62,16 +63,22 @@ class Slots:
             what = f"{operation} {elements} {tensor.dtype}"
             self._digest = zlib.crc32(what.encode(), self._digest)
             self._forget_the_dead()
-            if key not in self._by_memory:
-                self._by_memory[key] = _Slot(self._new_name(operation), memory, self._step)
-            self._by_memory[key].step = self._step
-            return self._by_memory[key].name
+            slot = self._by_memory.get(key)
+            if slot is None:
+                slot = self._by_memory[key] = _Slot(self._new_name(operation), memory, self._step)
+            slot.lasting |= slot.step < self._step
+            slot.step = self._step
+            return slot.name
 
     def _new_name(self, operation: str) -> str:
         place = f"{operation}/{self._count}/{self._digest:08x}"
         name = f"{place}/{self._generations.get(place, 0)}"
-        taken = {slot.name for slot in self._by_memory.values()}
+        taken = {slot.name: key for key, slot in self._by_memory.items()}
         while name in taken:
+            before = self._by_memory[taken[name]]
+            if before.step < self._step and self._passes_on(before):
+                del self._by_memory[taken[name]]
+                break
             name += "+"
         self._orphans.pop(name, None)
         return name
@@ -82,8 +89,6 @@ class Slots:
             self._forget_the_dead()
             self._step += 1
             self._count = self._digest = 0
-            for slot in self._by_memory.values():
-                slot.lasting = True
             for name, step in list(self._orphans.items()):
                 if self._step - step > _KEPT_STEPS:
                     del self._orphans[name]
@@ -102,13 +107,18 @@ class Slots:
             if not slot.memory.expired():
                 continue
             del self._by_memory[key]
-            if (self._step or self._residuals.loaded) and not slot.lasting:
+            if self._passes_on(slot):
                 self._orphans[slot.name] = slot.step
                 continue
             self._residuals.drop(slot.name)
-            if slot.lasting:
+            if self._step:
                 place = slot.name.rstrip("+").rpartition("/")[0]
                 self._generations[place] = self._generations.get(place, 0) + 1
+
+    def _passes_on(self, slot: _Slot) -> bool:
+        """Whether what comes at the same place is taken for the same. Not of what came in the
+        first step only: DDP cuts its buckets anew after that."""
+        return not slot.lasting and (slot.step > 0 or self._residuals.loaded)
 
 
 def _end_step(slots: weakref.ref[Slots]) -> None:

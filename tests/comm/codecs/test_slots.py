@@ -46,6 +46,20 @@ def test_new_memory_at_the_same_place_of_a_step_gets_what_the_place_is_owed() ->
     assert len(residuals.state_dict()) == 4
 
 
+def test_memory_that_outlives_its_step_a_little_holds_up_nothing() -> None:
+    residuals, slots, optimizer = made()
+    optimizer.step()
+    late = []
+    for step in range(4):
+        for layer in range(2):
+            late.append(torch.zeros(N))
+            owed = summed(residuals, slots, late[-1], 10.0 * step + layer + 1)
+            assert owed == (10.0 * (step - 1) + layer + 1 if step else 0.0)
+        optimizer.step()
+        late = late[-1:]  # another thread still holds it
+    assert len(residuals.state_dict()) == 2
+
+
 def test_as_long_as_no_optimizer_has_made_a_step_new_memory_is_owed_nothing() -> None:
     residuals, slots, _ = made()
     for _ in range(100):
