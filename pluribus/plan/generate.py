@@ -19,7 +19,7 @@ from pluribus.plan.caps import promising
 from pluribus.plan.columns import Column, StageKind
 from pluribus.plan.master import Mix, most_sequences
 from pluribus.plan.pace import Pace
-from pluribus.plan.prices import MANY, Array, Hops, Prices, Runs, stage_kinds, usable_pools
+from pluribus.plan.prices import Array, Hops, Prices, Runs, stage_kinds, usable_pools
 from pluribus.plan.pricing import Lanes, Pricer, Solution
 from pluribus.plan.sums import Members, estimated_tails, layer_sums
 from pluribus.predict.setting import Setting
@@ -349,7 +349,7 @@ class Generator:
             best = max(best, *found.values(), 0.0)
             if not found:
                 continue
-            lanes = _lanes(np.array(list(found)), size)
+            lanes = Lanes.valued(np.array(list(found)), size)
             worthwhile = size * (deadline / lanes.cap + 1) * 1.2 - each
             columns = _best(pricer.solve(chip_prices, lanes, worthwhile), depths)
             plain = np.arange(len(found), 2 * len(found))
@@ -393,16 +393,3 @@ def _best(solution: Solution, depths: int) -> dict[Column, None]:
             if np.isfinite(prices[depth]):
                 result.setdefault(solution.column(int(depth) + 1, lane))
     return result
-
-
-def _lanes(caps: Array, size: int) -> Lanes:
-    """Per limit: one lane that takes time for nothing and two that value it.
-
-    With τ a stage's limit, a second less of filling and messages makes room for 1/τ micro-batches
-    more; a pipeline of stages that are equally quick is filled again and again, as every message
-    delays it.
-    """
-    worth = size / caps
-    stage = np.concatenate([0 * worth, worth, 2 * worth])
-    once = np.concatenate([0 * worth, worth, worth])
-    return Lanes(np.tile(caps, 3), stage, stage, once, MANY)
