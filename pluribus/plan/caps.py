@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pluribus.plan.columns import Column
 from pluribus.plan.prices import MANY, Array, Prices
-from pluribus.plan.pricing import Lanes, Pricer
+from pluribus.plan.pricing import Lanes, Pricer, Solution
 
 _EPS = 1e-12
 _CELLS = 12  # cells to begin with
@@ -103,3 +104,27 @@ def promising(
         cells = np.concatenate([np.delete(cells, wide, axis=0), new])
         ratios = np.concatenate([np.delete(ratios, wide), worth(new)])
     return chosen
+
+
+def best_columns(solution: Solution, depths: int) -> dict[Column, None]:
+    """Of each lane the best pipeline; of more depths where a second has its plain worth."""
+    result: dict[Column, None] = {}
+    plain = solution.lanes.stage * solution.lanes.cap / solution.pricer.prices.micro_batch_size
+    for lane, prices in enumerate(solution.values.T):
+        for depth in np.argsort(prices, kind="stable")[: depths if 0.5 < plain[lane] < 1.5 else 1]:
+            if np.isfinite(prices[depth]):
+                result.setdefault(solution.column(int(depth) + 1, lane))
+    return result
+
+
+def lanes_of(caps: Array, size: int) -> Lanes:
+    """Per limit: one lane that takes time for nothing and two that value it.
+
+    With τ a stage's limit, a second less of filling and messages makes room for 1/τ micro-batches
+    more; a pipeline of stages that are equally quick is filled again and again, as every message
+    delays it.
+    """
+    worth = size / caps
+    stage = np.concatenate([0 * worth, worth, 2 * worth])
+    once = np.concatenate([0 * worth, worth, worth])
+    return Lanes(np.tile(caps, 3), stage, stage, once, MANY)

@@ -15,12 +15,12 @@ from functools import cached_property
 
 import numpy as np
 
-from pluribus.plan.caps import promising
+from pluribus.plan.caps import best_columns, lanes_of, promising
 from pluribus.plan.columns import Column, StageKind
 from pluribus.plan.master import Mix, most_sequences
 from pluribus.plan.pace import Pace
 from pluribus.plan.prices import Array, Hops, Prices, Runs, stage_kinds, usable_pools
-from pluribus.plan.pricing import Lanes, Pricer, Solution
+from pluribus.plan.pricing import Pricer
 from pluribus.plan.sums import Members, estimated_tails, layer_sums
 from pluribus.predict.setting import Setting
 
@@ -349,13 +349,13 @@ class Generator:
             best = max(best, *found.values(), 0.0)
             if not found:
                 continue
-            lanes = Lanes.valued(np.array(list(found)), size)
+            lanes = lanes_of(np.array(list(found)), size)
             worthwhile = size * (deadline / lanes.cap + 1) * 1.2 - each
-            columns = _best(pricer.solve(chip_prices, lanes, worthwhile), depths)
+            columns = best_columns(pricer.solve(chip_prices, lanes, worthwhile), depths)
             plain = np.arange(len(found), 2 * len(found))
             for prices in others:
                 solution = pricer.solve(prices, lanes[plain], worthwhile[plain])
-                columns |= _best(solution, depths)
+                columns |= best_columns(solution, depths)
             for column in columns:
                 most = min(self.pace(column).most(deadline), self.batch / size)
                 cost = float(chip_prices @ self.chips_of([column])[:, 0]) + each
@@ -382,14 +382,3 @@ class Generator:
         if column not in self._known:
             self._known.add(column)
             self.columns.append(column)
-
-
-def _best(solution: Solution, depths: int) -> dict[Column, None]:
-    """Of each lane the best pipeline; of more depths where a second has its plain worth."""
-    result: dict[Column, None] = {}
-    plain = solution.lanes.stage * solution.lanes.cap / solution.pricer.prices.micro_batch_size
-    for lane, prices in enumerate(solution.values.T):
-        for depth in np.argsort(prices, kind="stable")[: depths if 0.5 < plain[lane] < 1.5 else 1]:
-            if np.isfinite(prices[depth]):
-                result.setdefault(solution.column(int(depth) + 1, lane))
-    return result

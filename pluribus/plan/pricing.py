@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.plan.columns import Column, StageChoice
-from pluribus.plan.prices import MANY, Array, Hops, Prices
+from pluribus.plan.prices import Array, Hops, Prices
 from pluribus.plan.pricing_table import NativeTable, fill_numpy
 
 _ALIKE = 1.6  # caps within this ratio go through the table together
@@ -43,23 +43,6 @@ class Lanes:
     hold: int
     first: Array | None = None
     least: Array | None = None
-
-    @classmethod
-    def valued(cls, caps: Array, size: int) -> Lanes:
-        """Per limit on a stage's seconds: one lane that takes time for nothing and two that value
-        it.
-
-        With τ a stage's limit, a second less of filling and messages makes room for 1/τ
-        micro-batches more; a pipeline of stages that are equally quick is filled again and again,
-        as every message delays it.
-
-        Args:
-            size: sequences of a micro-batch.
-        """
-        worth = size / caps
-        stage = np.concatenate([0 * worth, worth, 2 * worth])
-        once = np.concatenate([0 * worth, worth, worth])
-        return cls(np.tile(caps, 3), stage, stage, once, MANY)
 
     def __len__(self) -> int:
         return len(self.cap)
