@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,13 +167,15 @@ def start(
             process.wait()
 
 
-def between_centres(bench: Bench, rates: Sequence[int]) -> None:
+def between_centres(bench: Bench, rates: Sequence[int], mpi_python: str) -> None:
     places = {letter: (name, f"{name}0") for letter, name in zip("ab", CENTRES, strict=True)}
     with links.Centres() as centres:
         for rate in rates:
             centres.shape(rate)
             for rival in bench.wanted(BETWEEN_CENTRES):
                 bench.measure(f"{rate} Mbit/s", rival, links.ADDRESSES[0], places, rate)
+            if not bench.only or "OpenMPI" in bench.only:
+                openmpi_between_centres(bench, mpi_python, rate)
 
 
 def over_wan(bench: Bench, losses: Sequence[float]) -> None:
@@ -229,26 +232,62 @@ def on_one_host(bench: Bench) -> None:
     bench.sizes = bench.sizes[1:]
 
 
-def openmpi(bench: Bench, python: str) -> None:
-    """OpenMPI on one host, each size by the best of its all-reduce algorithms."""
+def openmpi(
+    bench: Bench, python: str, case: str = "one host", start: Sequence[str] = ("mpirun",),
+    where: Sequence[str] = (), mbit: float = 0.0,
+) -> None:  # fmt: skip
+    """OpenMPI, each size by the best of its all-reduce algorithms."""
     asks = [python, "-c", "import mpi4py.MPI"]
     if shutil.which("mpirun") is None or subprocess.run(asks, capture_output=True).returncode:
-        print("skipped: OpenMPI (it needs mpirun, and mpi4py in --mpi-python)")
+        print(f"skipped: {case}, OpenMPI (it needs mpirun, and mpi4py in --mpi-python)")
         return
-    best: dict[str, tuple[float, str, float]] = {}
-    given = {"backend": "mpi", "sizes": [1024, *bench.sizes], "repeats": bench.repeats}
-    for number, name in MPI_ALGORITHMS.items():
-        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "4", "--mca",
-                   "coll_tuned_use_dynamic_rules", "1", "--mca", "coll_tuned_allreduce_algorithm",
-                   str(number), python, RANK, json.dumps(given)]  # fmt: skip
+    best: dict[str, tuple[float, str, float, float]] = {}
+    sizes = bench.sizes if where else [1024, *bench.sizes]
+    given = {"backend": "mpi", "sizes": sizes, "repeats": bench.repeats}
+    tuned = [
+        "--mca",
+        "coll_tuned_use_dynamic_rules",
+        "1",
+        "--mca",
+        "coll_tuned_allreduce_algorithm",
+    ]
+    ways = {name: [*tuned, str(number)] for number, name in MPI_ALGORITHMS.items()}
+    if where:
+        ways["HAN (two levels)"] = ["--mca", "coll_han_priority", "100"]  # 4.1.4 may crash in it
+    for name, way in ways.items():
+        command = [*start, "--allow-run-as-root", "--oversubscribe", "-n", "4", *where, *way,
+                   python, RANK, json.dumps(given)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
         if done.returncode:
-            print(f"skipped: OpenMPI {name} ({done.stderr.strip().splitlines()[-1:]})")
+            print(f"skipped: {case}, OpenMPI {name} (it left with {done.returncode})")
             continue
-        for size, (seconds, _, processor) in json.loads(done.stdout).items():
-            best[size] = min(best.get(size, (LIMIT, "", 0.0)), (seconds, name, processor))
-    for size, (seconds, name, processor) in best.items():
-        bench.keep("one host", f"OpenMPI, {name}", int(size), seconds, processor=processor)
+        for size, (seconds, wire, processor) in json.loads(done.stdout).items():
+            best[size] = min(
+                best.get(size, (LIMIT, "", 0.0, 0.0)), (seconds, name, wire, processor)
+            )
+    for size, (seconds, name, wire, processor) in best.items():
+        bound = int(size) * 8e-6 / mbit if mbit else 0.0
+        bench.keep(case, f"OpenMPI, {name}", int(size), seconds, wire, processor, bound)
+
+
+def openmpi_between_centres(bench: Bench, python: str, rate: int) -> None:
+    """Two ranks in each namespace; every namespace has a host name of its own, by which OpenMPI
+    tells hosts apart, and a program in place of ssh enters it."""
+    first, second = CENTRES
+    subnet = links.ADDRESSES[0].rpartition(".")[0] + ".0/24"
+    with tempfile.TemporaryDirectory() as folder:
+        agent = Path(folder) / "agent"
+        agent.write_text(
+            "#!/bin/sh\nhost=$1\nshift\n"
+            'exec ip netns exec $host unshare --uts sh -c "hostname $host; $*"\n'
+        )
+        agent.chmod(0o700)
+        enter = f'hostname {first} && exec mpirun "$@"'
+        start = inside(first, "unshare", "--uts", "sh", "-c", enter, "mpirun")
+        where = ["--host", f"{first}:2,{second}:2", "--mca", "plm_rsh_agent", str(agent)]
+        for layer in ("oob_tcp", "btl_tcp"):
+            where += ["--mca", f"{layer}_if_include", subnet]
+        openmpi(bench, python, f"{rate} Mbit/s", start, where, rate)
 
 
 def after_death(bench: Bench, times: int) -> None:
@@ -286,7 +325,7 @@ def main() -> None:
         after_death(bench, 5)
     if links.possible():
         if "centres" in given.cases:
-            between_centres(bench, given.rates)
+            between_centres(bench, given.rates, given.mpi_python)
         if "wan" in given.cases:
             over_wan(bench, given.losses)
         if "star" in given.cases:

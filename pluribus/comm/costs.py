@@ -48,15 +48,19 @@ class Links:
     """The links of a group: inside its islands, and of one island to the rest.
 
     Attributes:
+        near: its rate is of every rank when all of an island send at the same time.
         add_bytes_per_s: at which a rank adds up what it gets, all at the same time.
         code_bytes_per_s: by codec, at which the slowest rank encodes and decodes float32; of those
             that were measured.
+        alone_bytes_per_s: inside an island, of a rank that sends while the others do not; 0: as
+            when all send.
     """
 
     near: LinkCost
     far: LinkCost
     add_bytes_per_s: float = 5e9  # one core of the host that `TYPICAL` names
     code_bytes_per_s: Mapping[str, float] = field(default_factory=dict, hash=False)
+    alone_bytes_per_s: float = 0.0
 
     @classmethod
     def from_json(cls, known: Mapping[str, Any]) -> Links:
@@ -78,7 +82,7 @@ class Links:
         figures = [v for link in links for v in (link.latency_s, link.bytes_per_s)]
         if min(adding, *figures, *coding.values()) <= 0:
             raise ValueError("a link's latency or a rate is not positive")
-        return cls(*links, adding, coding)
+        return cls(*links, adding, coding, float(known.get("alone_bytes_per_s", 0.0)))
 
 
 # Until measured: shared memory and TCP of this library on a 2-core x86 host, November 2026.
@@ -92,6 +96,7 @@ class Shape:
     Attributes:
         near_hops, far_hops: messages one behind the other on the longest way.
         near_share: bytes the busiest rank sends or receives, per byte of the buffer.
+        mean_share: bytes that a rank sends on average, likewise.
         far_share: bytes that enter or leave the busiest island, likewise.
         added: bytes the busiest rank adds to others, per byte of the buffer.
         beside: messages the busiest rank sends and receives beside those of its hops.
@@ -103,6 +108,7 @@ class Shape:
     near_hops: int
     far_hops: int
     near_share: float
+    mean_share: float
     far_share: float
     added: float
     beside: int
@@ -146,6 +152,7 @@ def shape(operation: str, name: str, layout: Layout) -> Shape:
         near_hops,
         far_hops,
         max(*sent, *received) / elements,
+        sum(sent) / size / elements,
         max(*out, *into) / elements,
         max(_added(steps) for steps in programs) / elements,
         max(0, messages - 2 * (near_hops + far_hops)),
@@ -218,8 +225,11 @@ def priced(name: str, what: Shape, links: Links, chunk_bytes: int) -> Algorithm:
     """
     latency = what.near_hops * links.near.latency_s + what.far_hops * links.far.latency_s
     latency += what.beside * _OVERHEAD * links.near.latency_s
-    # Inside a host a rank's own processor moves the bytes and then adds them up.
-    near = what.near_share / links.near.bytes_per_s + what.added / links.add_bytes_per_s
+    # Ranks of a host share its processors and memory: what all do together counts, unless one rank
+    # is busy for longer by itself. Its own processor then adds up what has come.
+    alone = max(links.alone_bytes_per_s, links.near.bytes_per_s)
+    near = max(what.mean_share / links.near.bytes_per_s, what.near_share / alone)
+    near += what.added / links.add_bytes_per_s
     far = what.far_share / links.far.bytes_per_s
     if far > near:
         share, rate = what.far_share, links.far.bytes_per_s
@@ -265,6 +275,7 @@ def coded(
     moved = replace(
         what,
         near_share=max(*sent, *received) / whole,
+        mean_share=sum(sent) / layout.size / whole,
         far_share=what.far_share * shorter,
         # A byte that is encoded and one that is decoded together take one of `rate`.
         added=what.added + max(work) / 2 / whole * links.add_bytes_per_s / rate,

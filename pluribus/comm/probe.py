@@ -69,7 +69,7 @@ def links(group: Group) -> Links:
     if near is not None:
         near = replace(near, bytes_per_s=rate)
     far = _slowest(_measured(group, across))
-    return Links(near or far or TYPICAL.near, far or near or TYPICAL.far, adding, coding)
+    return Links(near or far or TYPICAL.near, far or near or TYPICAL.far, adding, coding, guess)
 
 
 def rails(group: Group) -> tuple[float, ...]:

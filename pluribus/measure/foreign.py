@@ -6,7 +6,6 @@ of one or several of them.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import defaultdict
@@ -21,8 +20,9 @@ from pluribus.core.units import DTYPE_BYTES
 from pluribus.spec.profile import LayerSize, LayerTime, LinkCurve, Profile
 
 VERSION = 1
-_LARGEST = 1e18  # no chip has as many bytes or takes as many seconds
 DEFAULT_SPREAD = 0.05  # of measurements that state none; not fitted
+MOST_LAYERS = 100_000
+_MOST = 1e30  # whatever is larger, in any unit of the format, is a mistake
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -137,9 +137,9 @@ class ForeignProfile:
             raise self.error("precision", self.precision, f"Write one of {', '.join(DTYPE_BYTES)}.")
         for key in ("sequence_length", "hidden_size", "vocab_size"):
             value = getattr(self, key)
-            if value is not None and value < 1:
+            if value is not None and not 1 <= value < _MOST:
                 raise self.error(key, value, "Write a whole number of at least 1.")
-        if self.num_layers < 3:
+        if not 3 <= self.num_layers <= MOST_LAYERS:
             raise self.error("num_layers", self.num_layers, "Count embedding, blocks and head.")
         for name in ("times", "sizes", "links"):
             for i, row in enumerate(getattr(self, name)):
@@ -153,10 +153,8 @@ class ForeignProfile:
             counts = name == "chips" or name in ("tensor_parallel", "micro_batch")
             if counts and value < 1:
                 raise self.error(f"{at}.{name}", value, "Write a whole number of at least 1.")
-            if isinstance(value, (int, float)) and not 0 <= value < _LARGEST:
-                raise self.error(
-                    f"{at}.{name}", value, f"Write zero or a number above it, below {_LARGEST:g}."
-                )
+            if isinstance(value, (int, float)) and not 0 <= value < _MOST:
+                raise self.error(f"{at}.{name}", value, f"Write a number from 0 to {_MOST:g}.")
         if isinstance(row, ForeignTime) and not row.forward_s + row.backward_s > 0:
             raise self.error(f"{at}.forward_s", row.forward_s, "A layer takes time.")
         if isinstance(row, ForeignLink):
@@ -166,7 +164,7 @@ class ForeignProfile:
                     at, given or "neither", "Give one of bandwidth, seconds and polynomial."
                 )
             pairs = [*row.bandwidth, *row.seconds]
-            if any(not 0 < number < math.inf for pair in pairs for number in pair):
+            if any(not 0 < number < _MOST for pair in pairs for number in pair):
                 raise self.error(f"{at}.{given[0]}", pairs, "Sizes and values are above zero.")
         else:
             self.indices(row.layers, f"{at}.layers")

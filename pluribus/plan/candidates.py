@@ -32,6 +32,8 @@ _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and h
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
+_SHALLOW = (1.0, 0.4)  # stages per layer of the model, at most
+_MUCH_SHALLOWER = 1.1  # columns of limited depth whose mix is slower than the best by this are left
 
 
 def teams(
@@ -50,6 +52,9 @@ def teams(
     best = min(found.values(), default=np.inf)
     for team in _mixed(generator, deadline, best):
         found.setdefault(team, estimate(generator, team))
+    if len(generator.pools) > FULL_PARTITIONS and generator.available.sum() > _SMALL:
+        for team in _shallow(generator, deadline):
+            found.setdefault(team, estimate(generator, team))
     return sorted(found, key=found.__getitem__)
 
 
@@ -143,6 +148,25 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
                 team = whole_team(generator, soonest, columns)
                 if team is not None:
                     yield team
+
+
+def _shallow(generator: Generator, deadline: float) -> Iterator[Team]:
+    """Mixes of columns of limited depth, whatever they deliver. With many pools the best mix of
+    fractions is of few pipelines, each as deep as the model: whole ones leave much over, and
+    columns that are not worthwhile there fill it."""
+    layers = len(generator.setting.model.layers)
+    for depth in _SHALLOW:
+        aside = generator.aside()
+        columns = [c for c in aside.columns if len(c.stages) <= depth * layers]
+        least = aside.deadline(deadline, columns) if columns else np.inf
+        if least > _MUCH_SHALLOWER * deadline:
+            return
+        aside.take_sums_of(aside.mix(least, columns).uses, columns)
+        able = aside.share(columns, aside.shared_tail + _WAIT * least)
+        least = aside.deadline(aside.ideal_seconds, able)
+        team = whole_team(aside, least, able)
+        if team is not None:
+            yield team
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:

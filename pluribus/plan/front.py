@@ -44,12 +44,12 @@ def pareto_front(
     progress("the quickest plan")
     found = [search.best()]
     progress("the cheapest plan")
-    found.append(search.toward("money").best())
+    found.append(search.under("money").best())
     low, high = (seconds_of(plan) * setting.job.train.num_steps for plan in found)
     for i in range(1, points - 1 if high > low else 1):
         deadline = low * (high / low) ** (i / (points - 1))
         progress(f"the cheapest plan within {deadline / 3600:.1f} h")
-        found.append(search.toward(Deadline(deadline=f"{deadline:.6f}s")).best())
+        found.append(search.under(Deadline(deadline=f"{deadline:.6f}s")).best())
     return undominated(found)
 
 

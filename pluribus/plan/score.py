@@ -67,9 +67,19 @@ def score(team: Team, setting: Setting, *, polish: bool = False) -> Scored | Non
     return item if item.fits else None
 
 
-def score_all(teams: Iterable[Team], setting: Setting) -> list[Scored]:
-    """The distinct teams that fit, fastest first."""
-    items = [score(team, setting) for team in dict.fromkeys(teams)]
+def score_all(
+    teams: Iterable[Team], setting: Setting, known: dict[Team, Scored | None]
+) -> list[Scored]:
+    """The distinct teams that fit, fastest first.
+
+    Args:
+        known: what was scored before; what is new is added.
+    """
+    items = []
+    for team in dict.fromkeys(teams):
+        if team not in known:
+            known[team] = score(team, setting)
+        items.append(known[team])
     return sorted((item for item in items if item), key=lambda item: item.seconds)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -105,7 +106,7 @@ class Search:
             for item in order
             if item is even or any(item is other for other in shown)
         ]
-        plan = replace(chosen.plan, prediction=chosen.forecast.prediction)
+        plan = self._plan(chosen)
         return replace(
             plan,
             alternatives=tuple(rows),
@@ -133,6 +134,8 @@ class Search:
         rates = [column.micro_batch_size / generator.pace(column).each for column in
                  generator.columns]  # fmt: skip
         rate = float(mix.uses @ np.array(rates))  # sequences that one second more delivers
+        if not rate:
+            return {}  # the best mix of fractions does not reach the batch
         saved = {}
         for pool, value in zip(self.pools, mix.chip_values, strict=True):
             more = float(value) * self.setting.pool(pool).chips_per_node  # sequences
@@ -156,8 +159,8 @@ class Search:
         order = one_of_each_way(ordered(self._scored, self.setting, robust=self.robust))
         plans = {best.digest: best}
         for item in order:
-            prediction = with_alone(item, alone).forecast.prediction
-            plans.setdefault(item.plan.digest, replace(item.plan, prediction=prediction))
+            plan = self._plan(with_alone(item, alone))
+            plans.setdefault(plan.digest, plan)
         return tuple(plans.values())[:count]
 
     def alone(self, pool: str) -> Plan | None:
@@ -189,7 +192,7 @@ class Search:
         promising = _most_promising(found, 1)
         if self.setting.cluster.num_chips > _MANY:
             promising = promising[:_SCORE_ALONE]
-        scored = score_all(promising, self.setting)
+        scored = score_all(promising, self.setting, self._known)
         if scored:
             quickest = Improver(self.setting, (pool,), lambda item: (item.seconds,))
             better = quickest.improved(scored[0], _TRIES_ALONE)
@@ -208,47 +211,53 @@ class Search:
         return self.generator.generate()
 
     @cached_property
+    def _known(self) -> dict[Team, Scored | None]:
+        """Every team that was scored."""
+        return {}
+
+    @cached_property
     def _quick(self) -> list[Scored]:
-        """Complete plans that are to be quick, those of single pools included."""
+        """Complete plans as quick as can be, those of single pools included, whatever the
+        objective."""
         singles = [item for items in self._singles.values() for item in items]
         self.progress(" + ".join(self.pools))
-        if not np.isfinite(self._deadline):
+        deadline = self._deadline
+        if not np.isfinite(deadline):
             return singles
         able = [pool for pool, items in self._singles.items() if items]
-        found = teams(self.generator, self.finder, self._deadline, able)
-        return [*score_all(_most_promising(found), self.setting), *singles]
+        found = _most_promising(teams(self.generator, self.finder, deadline, able))
+        return [*score_all(found, self.setting, self._known), *singles]
 
     @cached_property
     def _scored(self) -> list[Scored]:
         """Complete plans, fastest first."""
-        scored, objective = list(self._quick), self.setting.job.plan.objective
+        objective, quick, cheap = self.setting.job.plan.objective, self._quick, []
         if objective != "time" and np.isfinite(self._deadline):
             limit = None
             if isinstance(objective, Deadline):
                 limit = objective.seconds / self.setting.job.train.num_steps
-            cheap = cheap_teams(self.generator, self._deadline, limit)
-            scored += score_all(_most_promising(cheap), self.setting)
-        return sorted(scored, key=lambda item: item.seconds)
+            found = _most_promising(cheap_teams(self.generator, self._deadline, limit))
+            there = {item.team for item in quick}
+            found = [team for team in found if team not in there]
+            cheap = score_all(found, self.setting, self._known)
+        return sorted([*cheap, *quick], key=lambda item: item.seconds)
 
-    def toward(self, objective: str | Deadline) -> Search:
-        """The same search for another objective; what does not depend on it is not done again:
-        pipelines, quick plans and those of single pools."""
-        job = replace(self.setting.job, plan=replace(self.setting.job.plan, objective=objective))
+    def under(self, objective: Literal["time", "money"] | Deadline) -> Search:
+        """The search for another objective; what does not depend on it is found once for both."""
+        plan = replace(self.setting.job.plan, objective=objective)
+        job = replace(self.setting.job, plan=plan)
         other = replace(self, setting=replace(self.setting, job=job))
-
-        def again(items: Sequence[Scored]) -> list[Scored]:
-            """The plans of another job."""
-            table, digest = job.to_table(), job.digest
-            return [
-                replace(item, plan=replace(item.plan, job=table, job_digest=digest))
-                for item in items
-            ]
-
-        shared = {"finder": self.finder, "generator": self.generator, "_deadline": self._deadline}
-        shared["_singles"] = {pool: again(items) for pool, items in self._singles.items()}
-        shared["_quick"] = again([*self._improved, *self._quick])
-        other.__dict__.update(shared)
+        for name in ("_known", "finder", "generator", "_singles", "_deadline", "_quick"):
+            other.__dict__[name] = getattr(self, name)
         return other
+
+    def _plan(self, item: Scored) -> Plan:
+        """With the job of this search: teams scored under another objective are as good."""
+        job = self.setting.job
+        return replace(
+            item.plan, job=job.to_table(), job_digest=job.digest,
+            prediction=item.forecast.prediction,
+        )  # fmt: skip
 
     def _even(self, scored: Sequence[Scored]) -> Scored | None:
         """The fastest even split of the teams that use every pool."""
@@ -269,7 +278,7 @@ class Search:
                 )
                 at += c.count
             found.append(tuple(team))
-        return next(iter(score_all(found, self.setting)), None)
+        return next(iter(score_all(found, self.setting, self._known)), None)
 
     def _row(self, item: Scored, chosen: Scored, prefix: str) -> Alternative:
         prediction = item.forecast.prediction

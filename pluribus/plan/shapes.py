@@ -202,16 +202,20 @@ class ShapeFinder:
         ):
             chips = self._chips(address)
             table = self.table(StageKind(address, tp, shape.micro_batch_size, shape.recompute))
+            per_node, known = setting.pool(address).chips_per_node, dict[tuple, float]()
             for s in range(count):
                 parameters = float(table.parameters[layers[index]])
-                members = chips[s * tp : shape.pipelines * count * tp : count * tp]
-                gradients = parameters * setting.software.gradient_sync_bytes
-                sums = group_all_reduce_seconds(
-                    gradients, members, setting.cluster, setting.profile,
-                    flows=self._rings(address, members),
-                )  # fmt: skip
+                # Members a whole number of nodes further on are as far from each other.
+                alike = parameters, s * tp % per_node
+                if alike not in known:
+                    members = chips[s * tp : shape.pipelines * count * tp : count * tp]
+                    gradients = parameters * setting.software.gradient_sync_bytes
+                    known[alike] = group_all_reduce_seconds(
+                        gradients, members, setting.cluster, setting.profile,
+                        flows=self._rings(address, members),
+                    )  # fmt: skip
                 update = setting.update_seconds(address, range(*layers[index]), tp, parameters)
-                longest = max(longest, sums + update)
+                longest = max(longest, known[alike] + update)
                 index += 1
         return longest
 

@@ -28,8 +28,7 @@ def curve_message_seconds(
     curves = profile.curve(_places(source, cluster), _places(target, cluster), inside)
     if not curves:
         return None
-    if num_bytes <= 0:  # such as the sum of a layer without parameters
-        return curves[0].latency_s
+    num_bytes = max(num_bytes, 1.0)  # a message of no bytes takes as long as the smallest
     return curves[0].latency_s + num_bytes * flows / _together(curves, num_bytes, flows)
 
 

@@ -155,7 +155,7 @@ class LinkCurve:
         rate = self.limit_bytes_per_s
         if rate is not None:
             numbers.append(rate)
-        if not all(0 < number < math.inf for number in numbers) or self._rate(MEGABYTE) <= 0:
+        if not all(0 < number < math.inf for number in numbers) or not self._rate(MEGABYTE) > 0:
             raise ConfigError(
                 f"the link of {' and '.join(self.between)} has a size or rate that is not above "
                 "zero",

@@ -31,13 +31,13 @@ SLOW = Links(LinkCost(1e-4, 1e9), LinkCost(20e-3, 1.2e7))
 @pytest.mark.parametrize(
     ("name", "layout", "expected"),
     [
-        ("one_shot", FLAT, Shape(1, 0, 3.0, 0.0, 3.0, 4, 0.0, 1.0, 1.0)),
-        ("direct", FLAT, Shape(2, 0, 1.5, 0.0, 0.75, 8, 0.0, 0.5, 0.25)),
-        ("ring", FLAT, Shape(6, 0, 1.5, 0.0, 0.75, 0, 0.0, 1.5, 0.25)),
-        ("doubling", FLAT, Shape(2, 0, 2.0, 0.0, 2.0, 0, 0.0, 2.0, 1.0)),
-        ("halving", FLAT, Shape(4, 0, 1.5, 0.0, 0.75, 4, 0.0, 1.0, 0.25)),
-        ("islands", TWO, Shape(2, 1, 1.5, 1.0, 1.0, 0, 0.5, 1.0, 0.5)),
-        ("direct", TWO, Shape(0, 2, 1.5, 2.0, 0.75, 8, 0.5, 0.0, 0.25)),
+        ("one_shot", FLAT, Shape(1, 0, 3.0, 3.0, 0.0, 3.0, 4, 0.0, 1.0, 1.0)),
+        ("direct", FLAT, Shape(2, 0, 1.5, 1.5, 0.0, 0.75, 8, 0.0, 0.5, 0.25)),
+        ("ring", FLAT, Shape(6, 0, 1.5, 1.5, 0.0, 0.75, 0, 0.0, 1.5, 0.25)),
+        ("doubling", FLAT, Shape(2, 0, 2.0, 2.0, 0.0, 2.0, 0, 0.0, 2.0, 1.0)),
+        ("halving", FLAT, Shape(4, 0, 1.5, 1.5, 0.0, 0.75, 4, 0.0, 1.0, 0.25)),
+        ("islands", TWO, Shape(2, 1, 1.5, 1.5, 1.0, 1.0, 0, 0.5, 1.0, 0.5)),
+        ("direct", TWO, Shape(0, 2, 1.5, 1.5, 2.0, 0.75, 8, 0.5, 0.0, 0.25)),
     ],
 )
 def test_hops_and_bytes_are_those_of_the_textbook(
@@ -62,6 +62,14 @@ def test_a_chain_costs_its_hops_once_per_chunk() -> None:
     for size, hops in ((chunk // 64, 3), (256 * chunk, 1)):
         seconds = Tuner(FLAT, EVEN, chunk).prices("broadcast", size)["chain"] - 3e-4
         assert seconds == pytest.approx(hops * size / rate, rel=0.05)
+
+
+def test_a_rank_that_sends_alone_has_what_the_others_leave() -> None:
+    together = Links(EVEN.near, EVEN.far, alone_bytes_per_s=4 * EVEN.near.bytes_per_s)
+    size = 2**26
+    for links, share in ((EVEN, 3.0), (together, 0.75)):
+        seconds = Tuner(FLAT, links, 2**20).prices("broadcast", size)["direct"]
+        assert seconds == pytest.approx(share * size / EVEN.near.bytes_per_s, rel=0.01)
 
 
 @pytest.mark.parametrize("layout", [FLAT, TWO, Layout.of(list("abbbcc"))])

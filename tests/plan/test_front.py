@@ -6,6 +6,7 @@ from pluribus.core.errors import PlanError
 from pluribus.plan.front import money_of, pareto_front, seconds_of, undominated
 from pluribus.plan.search import Search
 from pluribus.plan.validate import check
+from pluribus.predict.setting import Setting
 
 from ..small import make_chip, make_job, make_model, make_pool, make_setting
 
@@ -30,6 +31,20 @@ def test_the_front_goes_from_quickest_to_cheapest() -> None:
         # The deadlines change the job's objective, not what a plan must be.
         assert check(plan, setting) == []
     assert len(lines) == 5
+
+
+def test_one_search_serves_every_objective() -> None:
+    """What does not depend on the objective is found once; the plan carries its own."""
+    pools = [make_pool("a", make_chip("dear", 4), price=9), make_pool("b", make_chip("cheap", 2))]
+    search = Search(make_setting(pools, make_model(blocks=4, hidden=512)))
+    quick, other = search.best(), search.under("money")
+    cheap = other.best()
+    assert other.generator is search.generator
+    assert money_of(cheap) == pytest.approx(money_of(Search(other.setting).best()))
+    assert money_of(cheap) < money_of(quick)
+    assert cheap.job["plan"]["objective"] == "money"
+    assert cheap.job_digest == other.setting.job.digest != quick.job_digest
+    assert Setting.of_plan(cheap).job.digest == cheap.job_digest
 
 
 def test_a_dominated_plan_is_dropped() -> None:

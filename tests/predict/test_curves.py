@@ -59,6 +59,15 @@ def test_one_of_several_measured_chips_has_its_share() -> None:
     assert time == message_seconds(1e6, "here/b/1/0", "here/a/0/0", CLUSTER, PROFILE)
 
 
+def test_a_message_of_no_bytes_takes_as_long_as_the_smallest() -> None:
+    slow = replace(curve(("a", "a")), points=((1e3, 1e6), (1e6, 1e9)))
+    chips, profile = ("here/a/0/0", "here/a/1/0"), Profile(curves=(slow,))
+    for num_bytes in (0.0, 1.0, 1e3):
+        seconds = message_seconds(num_bytes, *chips, CLUSTER, profile)
+        assert seconds == pytest.approx(1e-3)
+    assert group_all_reduce_seconds(0.0, chips, CLUSTER, profile) == pytest.approx(2e-3)
+
+
 def test_a_link_without_a_curve_keeps_the_clusters() -> None:
     pair = ("here/b/0/0", "here/b/1/0")
     assert message_seconds(1e6, *pair, CLUSTER, PROFILE) == message_seconds(
@@ -128,11 +137,3 @@ def test_the_program_that_trains_decides_what_a_message_costs() -> None:
     slowest = max(s.forward + s.backward for s in blocking.stages[0])
     assert blocking.step_seconds.mid > 4 * (slowest + 2 * message)
     assert blocking.step_seconds.mid != free.step_seconds.mid
-
-
-def test_nothing_to_send_takes_the_latency() -> None:
-    """A layer without parameters has a gradient sum of no bytes."""
-    late = Profile(curves=(replace(curve(("a", "a")), latency_s=0.25),))
-    chips = ("here/a/0/0", "here/a/1/0")
-    assert message_seconds(0.0, *chips, CLUSTER, late) == 0.25
-    assert group_all_reduce_seconds(0.0, chips, CLUSTER, late) == 0.5
