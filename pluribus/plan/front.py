@@ -2,7 +2,7 @@
 
 A plan is on the front if no other is both quicker and cheaper. The ends are the quickest and the
 cheapest plan; between them the job is planned again under deadlines spaced evenly by ratio, with
-the pipelines and plans that were found for the quickest (`Search.toward`).
+the pipelines and plans that were found for the quickest (`Search.under`).
 """
 
 from __future__ import annotations
