@@ -17,7 +17,7 @@ from pluribus.plan.generate import Generator
 from pluribus.plan.master import least_money
 from pluribus.plan.prices import Array
 from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team, worthwhile
-from pluribus.plan.shapes import Candidate, ShapeFinder
+from pluribus.plan.shapes import LEFT_OVER, Candidate, ShapeFinder
 from pluribus.plan.sums import team_seconds
 from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
@@ -32,6 +32,7 @@ _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and h
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
+_KEEP_OF_FEW = 8  # where chips may be left over
 _SHALLOW = (1.0, 0.4)  # stages per layer of the model, at most
 _MUCH_SHALLOWER = 1.1  # columns of limited depth whose mix is slower than the best by this are left
 
@@ -194,6 +195,8 @@ def _deals(
             return
         sequences = max(size, round(batch * mine / sum(speeds)))
         keep = _KEEP if len(way) <= FULL_PARTITIONS else 1
+        if len(way) == 1 and generator.available.sum() <= LEFT_OVER:
+            keep = _KEEP_OF_FEW
         options.append(finder.best(group, size, sequences, keep))
     for choice in itertools.product(*options):
         uses = {column_of(candidate): candidate.shape.pipelines for candidate in choice}

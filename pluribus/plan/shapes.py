@@ -26,6 +26,7 @@ from pluribus.spec.plan import Pipeline, Stage
 
 _QUICK, _SHARP, _EXACT = range(3)  # how exact a shape's place in the queue is
 _EVERY_ORDER = 4  # pools up to which every order along a pipeline is tried
+LEFT_OVER = 16  # groups of chips of a team up to which some may be left over
 _CUTS = 24  # shapes of more pools than these whose layers are cut
 
 
@@ -243,7 +244,8 @@ class ShapeFinder:
         """Every shape of a team, the pools in the team's order."""
         pools = [self.setting.pool(address) for address in team]
         num_layers = len(self.setting.model.layers)
-        modes = {"auto": ("none", "full")}.get(self.setting.job.plan.recompute)
+        asked = self.setting.job.plan.recompute
+        modes = {"auto": ("none", "full")}.get(asked)
         for degrees in itertools.product(*map(self.tensor_parallel_degrees, pools)):
             groups = [p.num_chips // tp for p, tp in zip(pools, degrees, strict=True)]
             most = min(*groups, sequences // micro_batch_size)
@@ -251,8 +253,12 @@ class ShapeFinder:
             # largest count of each depth is weighed, which is where some pool's depth changes.
             counts = {g // depth for g in groups for depth in range(1, num_layers + 1)}
             for pipelines in sorted({min(count, most) for count in counts} - {0}):
-                stages = tuple(min(g // pipelines, num_layers) for g in groups)
-                for recompute in modes or (self.setting.job.plan.recompute,):
+                deepest = [min(g // pipelines, num_layers) for g in groups]
+                # Few chips may do better without some of them: every further stage is a message.
+                least = [1] * len(deepest) if sum(groups) <= LEFT_OVER else deepest
+                each = (range(a, b + 1) for a, b in zip(least, deepest, strict=True))
+                ways = itertools.product(*each)
+                for stages, recompute in itertools.product(ways, modes or (asked,)):
                     yield Shape(team, stages, degrees, pipelines, micro_batch_size, recompute)
 
     def num_shapes(self, team: tuple[str, ...]) -> int:
