@@ -27,7 +27,8 @@ from pluribus.plan.sums import least_tails
 _SAFE = 1e-7  # relative room for rounding errors
 # Of the least step of mixes of fractions, tried in turn.
 _SHARES = (
-    0.999, 0.998, 0.997, 0.996, 0.995, 0.993, 0.991, 0.985, 0.98, 0.97, 0.96, 0.94, 0.9, 0.85,
+    0.999, 0.998, 0.997, 0.996, 0.995, 0.993, 0.991, 0.985, 0.98, 0.97, 0.96,
+    0.94, 0.9, 0.85, 0.79, 0.73,
 )  # fmt: skip
 # Where a best mix of fractions has so few pipelines, a share of one weighs.
 _FEW, _WHOLE = 3, 0.02
