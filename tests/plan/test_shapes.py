@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pluribus.model.share import Share
-from pluribus.plan.shapes import Candidate, Shape, ShapeFinder, _micro_batches
+from pluribus.plan.shapes import LEFT_OVER, Candidate, Shape, ShapeFinder, _micro_batches
 from pluribus.plan.table import StageKind, StageTable
 from pluribus.predict.memory import stage_memory
 from pluribus.predict.schedule import max_in_flight
@@ -128,7 +128,8 @@ def test_the_queue_finds_what_brute_force_finds(setting: Setting, size: int) -> 
 @settings(max_examples=25, deadline=None)
 @given(setting=small_settings())
 def test_no_shape_that_was_left_out_is_faster(setting: Setting) -> None:
-    """Without gradient sums: any count of pipelines of any depth, against those enumerated."""
+    """Without gradient sums: any count of pipelines, against those enumerated; of few chips, any
+    depth of each, too."""
     finder = ShapeFinder(setting)
     team = tuple(pool.address for pool in setting.cluster.pools)
     sequences = setting.job.train.global_batch
@@ -144,9 +145,12 @@ def test_no_shape_that_was_left_out_is_faster(setting: Setting) -> None:
     for degrees in itertools.product(*map(finder.tensor_parallel_degrees, pools)):
         groups = [p.num_chips // tp for p, tp in zip(pools, degrees, strict=True)]
         for pipelines in range(1, min(*groups, sequences) + 1):
-            stages = tuple(min(g // pipelines, layers) for g in groups)
+            deepest = [min(g // pipelines, layers) for g in groups]
+            shallow = sum(groups) <= LEFT_OVER
+            ways = itertools.product(*(range(1 if shallow else most, most + 1) for most in deepest))
             everything += [
                 Shape(team, stages, degrees, pipelines, 1, recompute)
+                for stages in ways
                 for recompute in ("none", "full")
             ]
     listed = fastest(list(finder.shapes(team, 1, sequences)))
