@@ -112,6 +112,7 @@ class Facade(dist.ProcessGroup):
     def _part(
         self, ranks: list[int], store: dist.Store, timeout: timedelta | None, opts: Any
     ) -> Facade:
+        """A group of these ranks, which meet at a store; the subclass's to make."""
         raise NotImplementedError
 
     # Coalescing, the old way: what is begun in between ends as one.
@@ -124,6 +125,7 @@ class Facade(dist.ProcessGroup):
         return self._joined(works, [])
 
     def _joined(self, works: list[Any], result: list[torch.Tensor]) -> dist.Work:
+        """Work that is done when all of these are; the subclass's to make."""
         raise NotImplementedError
 
     def _begun(self, work: Any) -> Any:
