@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import select
 import subprocess
@@ -130,6 +131,8 @@ def flows(
 
 def jain(rates: Sequence[float]) -> float:
     """Jain, Chiu and Hawe 1984, eq. 1."""
+    if not any(rates):  # a machine that paused: nobody had anything to share
+        return math.nan
     return sum(rates) ** 2 / (len(rates) * sum(rate**2 for rate in rates))
 
 
