@@ -31,39 +31,51 @@ class Lanes:
         stage: price of a second of a stage.
         hop: price of a second of a message and its answer.
         tail: price of a second between the first stage's last pass and the end of the step.
-        hold: micro-batches a stage holds at most, however deep the pipeline.
-        first: price of a second of the first stage and of its message; as of others if None.
-        least: the fewest seconds the first stage may take; any if None.
+        hold: micro-batches a stage holds at most, however deep the pipeline; one number for all
+            lanes, or an array.
+        late: further price of a second of the late stages and of their messages; 0 if None.
+        toll: further price of an early stage; 0 if None.
+        turn: how many last stages are the late ones; 0 if None. With −1 as many as you like, behind
+            a stage that takes at least `least` seconds; its message is a late one.
+        least: see `turn`; 0 if None.
     """
 
     cap: Array
     stage: Array
     hop: Array
     tail: Array
-    hold: int
-    first: Array | None = None
+    hold: int | NDArray[np.int64]
+    late: Array | None = None
+    toll: Array | None = None
+    turn: NDArray[np.int64] | None = None
     least: Array | None = None
 
     def __len__(self) -> int:
         return len(self.cap)
 
     def __getitem__(self, which: NDArray[np.intp]) -> Lanes:
-        of_lanes = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hold"}
-        picked = {name: v if v is None else v[which] for name, v in of_lanes.items()}
-        return Lanes(**picked, hold=self.hold)
+        of_lanes = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Lanes(**{n: v[which] if np.ndim(v) else v for n, v in of_lanes.items()})
 
-    @property
-    def opening(self) -> tuple[Array, Array, Array]:
-        """Of the first stage: the price of its seconds, of its message's, and `least`."""
-        stage, hop = (self.stage, self.hop) if self.first is None else (self.first, self.first)
-        return stage, hop, np.zeros(len(self)) if self.least is None else self.least
+    @cached_property
+    def table(self) -> Array:
+        """[lanes, 9] all of them: cap, stage, hop, tail, late, toll, least, hold, turn."""
+        result = np.zeros((len(self), 9))
+        times = (self.cap, self.stage, self.hop, self.tail, self.late, self.toll)
+        whole = (*times, self.least, self.hold)
+        for column, values in enumerate((*whole, self.turn)):
+            if values is not None:
+                result[:, column] = values
+        return result
 
     def alike(self) -> list[NDArray[np.intp]]:
-        """The lanes in groups of similar caps: short stages make deep pipelines and long ones
-        shallow ones, and a pass through the table costs depth × length."""
-        order = np.argsort(self.cap, kind="stable")
-        group = np.floor(np.log(self.cap[order] / self.cap[order[0]]) / np.log(_ALIKE) + 1e-9)
-        return np.split(order, np.flatnonzero(np.diff(group)) + 1)
+        """The lanes in groups that hold and turn alike and have similar caps: short stages make
+        deep pipelines and long ones shallow ones, and a pass through the table costs depth ×
+        length."""
+        group = np.floor(np.log(self.cap / self.cap.min()) / np.log(_ALIKE) + 1e-9)
+        keys = np.column_stack([self.table[:, 7:], group])
+        _, group = np.unique(keys, axis=0, return_inverse=True)
+        return [np.flatnonzero(group == g) for g in range(int(group.max()) + 1)]
 
 
 @dataclass(frozen=True)
@@ -189,8 +201,7 @@ class Solution:
     def column(self, depth: int, lane: int) -> Column:
         """The cheapest pipeline of a depth and a lane."""
         assert self.tables is not None
-        assert self.lanes.first is None
-        assert self.lanes.least is None
+        assert self.lanes.late is None
         pricer, lanes = self.pricer, self.lanes
         prices, kind = pricer.prices, pricer.prices.runs.kind
         size = len(kind)
@@ -201,7 +212,7 @@ class Solution:
             runs = kind[a, lengths]
             seconds = prices.seconds[np.ix_(rows, runs)]
             price = lanes.stage[lane] * seconds + self.price[rows, None]
-            held = prices.most_held[np.ix_(rows, runs)] >= min(left, lanes.hold)
+            held = prices.most_held[np.ix_(rows, runs)] >= min(left, lanes.table[lane, 7])
             price[~held | (seconds > lanes.cap[lane])] = np.inf
             if a == 0:
                 price += lanes.tail[lane] * pricer.opening[np.ix_(rows, lengths - 1)]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES: dict[str, native.Signature] = {
-    "pluribus_price": (_INT, (_POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER)),
+    "pluribus_price": (_INT, (_POINTER, _INT, _POINTER, _POINTER, _POINTER)),
 }
 
 
@@ -83,17 +83,14 @@ class NativeTable:
     ) -> tuple[Array, Array | None]:
         """(values, tables) of `Solution`."""
         layers, pools = self.shape[0], self.shape[4]
-        asked = np.stack(
-            [lanes.cap, lanes.stage, lanes.hop, lanes.tail, *lanes.opening, budget], axis=1,
-            dtype=np.float64,
-        )  # fmt: skip
+        asked = np.column_stack([lanes.table, budget])
         price = np.ascontiguousarray(price, dtype=np.float64)
         pointers = {name: array.ctypes.data for name, array in self.arrays.items()}
         problem = _Problem(*self.shape, **pointers, prices=price.ctypes.data)
         values = np.full((len(lanes), layers), np.inf)
         tables = np.empty((len(lanes), layers, pools, layers + 1)) if columns else None
         depths = self.library.pluribus_price(
-            ctypes.byref(problem), len(lanes), asked.ctypes.data, lanes.hold, values.ctypes.data,
+            ctypes.byref(problem), len(lanes), asked.ctypes.data, values.ctypes.data,
             tables.ctypes.data if tables is not None else None,
         )  # fmt: skip
         assert depths >= 0, "no memory for the table of the pricing problem"
@@ -107,89 +104,160 @@ def fill_numpy(pricer: Pricer, price: Array, lanes: Lanes, budget: Array) -> tup
     tables = np.full((len(lanes), layers, len(pricer.pools), layers + 1), np.inf)
     most = 0
     for group in lanes.alike():
-        for depth, (first, table) in enumerate(_depths(pricer, price, lanes[group], budget[group])):
+        filled = _Filling(pricer, price, lanes[group], budget[group]).depths()
+        for depth, (first, table) in enumerate(filled):
             values[depth, group] = first
             tables[group, depth] = table
             most = max(most, depth + 1)
     return values[:most], tables
 
 
-def _depths(
-    pricer: Pricer, price: Array, lanes: Lanes, budget: Array
-) -> Iterator[tuple[Array, Array]]:
-    """Of 1, 2, … stages, [lanes] least price of a whole pipeline and the table
-    [lanes, pools, L + 1], as long as some lane goes on."""
-    prices, hops = pricer.prices, pricer.hops.seconds
-    kind = prices.runs.kind
-    size = len(kind)
-    stage = lanes.stage[:, None, None] * prices.seconds + price[:, None]
-    stage[prices.seconds > lanes.cap[:, None, None]] = np.inf
-    lengths = prices.runs.counts.sum(axis=1)
-    possible = lengths[np.isfinite(stage).any(axis=(0, 1))]
-    longest = int(possible.max(initial=0))
-    layer = (stage / lengths).min(axis=(1, 2))
-    weight, first_hop, least = lanes.opening
-    opening = weight[:, None, None] * prices.seconds + price[:, None]
-    lesser = np.minimum(weight, lanes.stage)
-    cheap = np.where(
-        np.isfinite(stage), lesser[:, None, None] * prices.seconds + price[:, None], np.inf
-    )
-    cheap = (cheap / lengths).min(axis=(1, 2))
-    slow = prices.seconds < least[:, None, None]
-    opening[~np.isfinite(stage) | slow] = np.inf
-    # Of the layers not yet held; the first stage may come cheaper than the others.
-    count = np.arange(size + 1)
-    before = count * np.where(np.isfinite(layer), layer, 0.0)[:, None]
-    before = before - ((lanes.stage - lesser) * lanes.cap)[:, None]
-    before = np.maximum(before, count * np.where(np.isfinite(cheap), cheap, 0.0)[:, None])
-    members = [np.flatnonzero(pricer.hops.senders == s) for s in range(len(hops))]
-    going = np.isfinite(layer)
-    table = None
-    for depth in range(1, size + 1):
-        if not going.any():
-            return
-        fits = prices.most_held >= min(depth, lanes.hold)
-        held = np.where(fits & going[:, None, None], stage, np.inf)
-        cheapest = np.stack([held[:, m].min(axis=1) for m in members], axis=1)
-        cheapest[_dominated(pricer, lanes.hop, first_hop, cheapest)] = np.inf
-        first = np.where(fits & going[:, None, None], opening, np.inf)
-        first = first[:, :, kind[0, 1 : longest + 1]]
-        first = first + lanes.tail[:, None, None] * pricer.opening[:, :longest]
-        room = first_hop[:, None] * pricer.dearer.anywhere[pricer.hops.senders]
+@dataclass(frozen=True)
+class _Role:
+    """What a stage is: an early or a late one, or the first of the late ones, which is slow.
+
+    Attributes:
+        cost: [lanes, kinds, runs] price of a stage.
+        opening: [lanes, kinds, L] of a first stage, with what comes after its last pass.
+        hop: [lanes] price of a second of a message.
+        before: [lanes] of the message before it, at most.
+    """
+
+    pricer: Pricer
+    cost: Array
+    opening: Array
+    hop: Array
+    before: Array
+
+    def best(self, fits: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """([lanes, senders, runs] least prices, [lanes, kinds, L] those of first stages)."""
+        senders, hops = self.pricer.hops.senders, self.pricer.hops.seconds
+        held = np.where(fits, self.cost, np.inf)
+        best = np.stack(
+            [held[:, senders == s].min(axis=1, initial=np.inf) for s in range(len(hops))], axis=1
+        )
+        best[_dominated(self.pricer, self.hop, self.before, best)] = np.inf
+        opens = fits[:, self.pricer.prices.runs.kind[0, 1 : self.opening.shape[2] + 1]]
+        first = np.where(opens, self.opening, np.inf)
+        room = self.hop[:, None] * self.pricer.dearer.anywhere[senders]
         first[first > first.min(axis=1)[:, None] + room[..., None]] = np.inf
-        rows = np.full((len(cheapest), len(hops), size + 1), np.inf)
-        if table is None:
-            for q in range(1, longest + 1):
-                rows[:, :, size - q] = cheapest[:, :, kind[size - q, q]]
+        return best, first
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """The table of lanes that hold and turn alike."""
+
+    pricer: Pricer
+    price: Array
+    lanes: Lanes
+    budget: Array
+
+    def _role(self, *, late: bool, slow: bool) -> _Role:
+        pricer, price = self.pricer, self.price[:, None]
+        cap, stage, hop, tail, more, toll, least, _, turn = self.lanes.table.T
+        seconds = pricer.prices.seconds
+        weight, toll = (stage + more, 0.0 * toll) if late else (stage, toll)
+        cost = weight[:, None, None] * seconds + price + toll[:, None, None]
+        cost[seconds > cap[:, None, None]] = np.inf
+        if slow:
+            cost[seconds < least[:, None, None]] = np.inf
+        opening = cost[:, :, pricer.prices.runs.kind[0, 1:]]
+        opening = opening + tail[:, None, None] * pricer.opening
+        before = np.where((turn == 0) | (more < 0), hop, hop + more)
+        return _Role(pricer, cost, opening, hop + more if late else hop, before)
+
+    def depths(self) -> Iterator[tuple[Array, Array]]:
+        """Of 1, 2, … stages, [lanes] least price of a whole pipeline and the table
+        [lanes, pools, L + 1], as long as some lane goes on."""
+        layers, pools = len(self.pricer.prices.runs.kind), len(self.pricer.pools)
+        lengths = self.pricer.prices.runs.counts.sum(axis=1)
+        hold, turn = (int(x) for x in self.lanes.table[0, 7:])
+        early = self._role(late=False, slow=False)
+        late = self._role(late=True, slow=False) if turn else early
+        slow = self._role(late=True, slow=True) if turn < 0 else late
+        layer, other = ((r.cost / lengths).min(axis=(1, 2)) for r in (early, late))
+        least = layer if turn == 0 else np.minimum(layer, other)
+        count = np.arange(layers + 1)
+
+        def without_dear(table: Array, each: Array) -> None:
+            before = count * np.where(np.isfinite(each), each, 0.0)[:, None]
+            table[table + before[:, None] > self.budget[:, None, None]] = np.inf
+
+        none = np.full((len(self.lanes), pools, layers + 1), np.inf)
+        table = after = none
+        going = np.isfinite(layer)
+        for depth in range(1, layers + 1):
+            if not going.any():
+                return
+            fits = self.pricer.prices.most_held >= min(depth, hold)
+            if turn < 0:
+                first, begun = self._before(depth, early, fits, table)
+                values, turned = self._before(depth, slow, fits, after)
+                _, after = self._before(depth, late, fits, after)
+                if depth == 1:
+                    first, begun = np.full(len(self.lanes), np.inf), none
+                first, table = np.minimum(first, values), np.minimum(begun, turned)
+                without_dear(table, layer)
+                without_dear(after, least)
+            else:
+                role = late if depth <= turn else early
+                first, table = self._before(depth, role, fits, table)
+                without_dear(table, least)
+            yield first, table
+            going = (np.isfinite(table) | np.isfinite(after)).any(axis=(1, 2))
+
+    def _before(
+        self, depth: int, role: _Role, fits: NDArray[np.bool_], later: Array
+    ) -> tuple[Array, Array]:
+        """([lanes] least price of a whole pipeline that a stage of a role begins, [lanes, pools,
+        L + 1] of later stages with one before them).
+
+        Args:
+            later: the table of these later stages; without any at a depth of 1.
+        """
+        kind, hops = self.pricer.prices.runs.kind, self.pricer.hops
+        size = len(kind)
+        best, first = role.best(fits)
+        rows = np.full((len(best), len(hops.seconds), size + 1), np.inf)
+        if depth == 1:
+            for q in range(1, size + 1):
+                rows[:, :, size - q] = best[:, :, kind[size - q, q]]
             first[:, :, : size - 1] = np.inf
         else:
-            onward = table[:, None] + (lanes.hop[:, None, None] * hops)[..., None]
+            onward = later[:, None] + (role.hop[:, None, None] * hops.seconds)[..., None]
             onward = onward.min(axis=2)
+            lengths = self.pricer.prices.runs.counts.sum(axis=1)
+            longest = int(lengths[np.isfinite(best).any(axis=(0, 1))].max(initial=0))
             for q in range(1, min(longest, size - 1) + 1):
-                cost = cheapest.take(kind[: size - q, q], axis=2) + onward[:, :, q:size]
+                cost = best.take(kind[: size - q, q], axis=2) + onward[:, :, q:size]
                 np.minimum(rows[:, :, : size - q], cost, out=rows[:, :, : size - q])
-            ahead = (table[:, None] + (first_hop[:, None, None] * hops)[..., None]).min(axis=2)
-            first += ahead[:, pricer.hops.senders, 1 : longest + 1]
-        pools = pricer.pool_of_sender
+            first = first + onward[:, hops.senders, 1:]
+        pools = self.pricer.pool_of_sender
         table = np.stack(
-            [rows[:, pools == p].min(axis=1, initial=np.inf) for p in range(len(pricer.pools))],
+            [
+                rows[:, pools == p].min(axis=1, initial=np.inf)
+                for p in range(len(self.pricer.pools))
+            ],
             axis=1,
         )
-        table[table + before[:, None] > budget[:, None, None]] = np.inf
-        yield first.min(axis=(1, 2), initial=np.inf), table
-        going = np.isfinite(table).any(axis=(1, 2))
+        return first.min(axis=(1, 2), initial=np.inf), table
 
 
-def _dominated(pricer: Pricer, hop: Array, first_hop: Array, cheapest: Array) -> NDArray[np.bool_]:
+def _dominated(pricer: Pricer, hop: Array, before: Array, cheapest: Array) -> NDArray[np.bool_]:
     """[lanes, senders, runs] what no cheapest pipeline needs: a sender that costs more for a run
     than the cheapest one of its pool, or of all, together with what messages after and before that
-    one may cost."""
+    one may cost.
+
+    Args:
+        hop, before: [lanes] price of a second of the messages after and before.
+    """
     dearer, pools = pricer.dearer, pricer.pool_of_sender
     least = np.stack(
         [cheapest[:, pools == p].min(axis=1, initial=np.inf) for p in range(len(pricer.pools))],
         axis=1,
     )
-    before = np.maximum(hop, first_hop)[:, None] * dearer.farther[pools]
-    here, anywhere = hop[:, None] * dearer.here, hop[:, None] * dearer.anywhere + before
+    here = hop[:, None] * dearer.here
+    anywhere = hop[:, None] * dearer.anywhere + before[:, None] * dearer.farther[pools]
     beyond = cheapest > least[:, pools] + here[..., None]
     return beyond | (cheapest > least.min(axis=1)[:, None] + anywhere[..., None])

@@ -5,6 +5,13 @@ seconds of the runs of layers on the kinds of stages: cells of them are halved w
 doubt, down to single values. In a cell the dynamic program gives the cheapest pipelines of every
 depth with stages no slower than the cell's last value; a pipeline that also has to be through
 m micro-batches by the deadline costs at least its Lagrangian, for any price of time.
+
+How long m micro-batches take at least: a path through the 1F1B schedule follows one micro-batch to
+the last stage and back, to any stage; the next one that this stage then takes, S − s later, to the
+last stage and back again, and so on. It passes stage s and its message c_s times, later stages no
+less often than earlier ones, and skips Σ(c − 1) < m micro-batches. The others it may wait for on
+the slowest stage: a step takes Σ c e + (m − 1 − Σ(c − 1)) τ, where the slowest stage is passed
+twice at least, and with the longer of its two passes for τ otherwise.
 """
 
 from __future__ import annotations
@@ -23,10 +30,16 @@ from pluribus.plan.pricing import Lanes, Pricer
 
 _MOST = 1200  # cells beyond which a proof is given up
 _NARROW = 1.004  # a cell's values within this ratio are looked at with many prices of time
-_WIDE = 1.1  # and wider cells without any, as they will be halved anyway
-_ROUGH = (0.5, 1.0)  # of what a second is worth at the pace of the slowest stage
+# Of what a second is worth at the pace of the slowest stage.
 _FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
 _DENSE = tuple(float(share) for share in np.geomspace(0.1, 4.0, 30))
+# Of lanes for m ≤ S: what a second is worth; how many of m − 1 last stages are passed twice, or −1
+# where stages behind the slowest one are late; further passes of these; and waits they are let off.
+_FEW_ROUGH = ((0.8, -1, 0, 1), (1.0, -1, 0, 1), (0.6, 1, 1, 0), (0.8, 0.5, 1, 0))
+_FEW = (
+    *_FEW_ROUGH, (0.5, -1, 0, 1), (1.4, -1, 0, 1), (0.3, 1, 1, 0), (0.8, 1, 1, 0), (1.4, 1, 1, 0),
+    (0.8, 0, 0, 0), (0.8, -1, -1, 0), (2.0, -1, -1, 0),
+)  # fmt: skip
 _BEHIND = 3  # pipelines looked at for each price of time where a proof fails
 _EPS = 1e-12
 _SINGLE = 1 + 4 * _EPS  # a cell of one value
@@ -38,13 +51,23 @@ class _Way:
 
     Attributes:
         shares: of what a second is worth at the pace of the slowest stage, each a price of time.
-        later: whether micro-batches go all the way through the later stages alone.
-        first: whether the first stage is taken to be the slowest.
+        turning: whether stages before the slowest are passed once, not as often as the others.
+        widest: ratio of a cell's values up to which it is tried.
+        often: how often stages are passed: 0 stands for twice, 1 for as often as there is time.
     """
 
     shares: tuple[float, ...]
-    later: bool = False
-    first: bool = False
+    turning: bool
+    widest: float
+    often: tuple[float, ...]
+
+
+_WAYS = (
+    _Way((0.9, 1.4), False, 1.1, (0.0, 1.0)), _Way((0.8, 1.0, 1.15), True, 1.03, (0.0,)),
+    _Way((0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5), True, _NARROW, (0.0,)),
+    _Way(_FINE, True, _NARROW, (0.5, 1.0)), _Way(_FINE, False, _NARROW, (0.0, 0.5, 1.0)),
+    _Way(_DENSE, True, _SINGLE, (0.0, 0.5, 1.0)),
+)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -116,121 +139,150 @@ class Proof:
         return result & (counts >= self.least)
 
     def _few(self, low: Array, cap: Array, counts: Array) -> Array:
-        """m ≤ S: a step takes Σe + (m − 1) max(f, b) at least, on the slowest stage. A stage holds
-        fewer than S micro-batches; holding one is the least."""
-        zero = np.zeros(len(cap))
-        lanes = Lanes(cap, zero, zero, zero, 1)
-        plain = self._prices(lanes, self.size * counts)
-        depths = np.arange(1, len(plain) + 1)[:, None]
-        most = np.minimum(depths, counts)
-        open_ = (plain < self.size * most) & (most >= self.least)
-        cells = np.flatnonzero(open_.any(axis=0))
+        """[cells] whether m ≤ S is open: all that is in flight may be m micro-batches."""
         result = np.zeros(len(cap), dtype=bool)
-        if not len(cells):
-            return result
-        worth = self.size / low[cells]
-        budget = self.size * counts[cells] + worth * self.deadline
-        values = self._prices(Lanes(cap[cells], worth, worth, worth, 1), budget)
-        for at, cell in enumerate(cells):
-            depth = np.flatnonzero(open_[: len(values), cell])[:, None]
-            m = np.arange(self.least, int(counts[cell]) + 1)
-            room = self.deadline - (m - 1) * low[cell] * self._larger
-            price = np.maximum(plain[depth, cell], values[depth, at] - worth[at] * room)
-            result[cell] = ((price < self.size * m) & (m <= depth + 1)).any()
+        cell, first, last = np.arange(len(cap)), np.full(len(cap), self.least), counts.astype(int)
+        while len(cell):
+            first, last = self._few_left(low[cell], cap[cell], first, last)
+            narrow = cap[cell] <= low[cell] * _NARROW
+            result[cell[(first == last) | ((first < last) & ~narrow)]] = True
+            kept = (first < last) & ~result[cell]
+            cell, first, last = cell[kept], first[kept], last[kept]
+            middle = (first + last) // 2
+            first, last = np.concatenate([first, middle + 1]), np.concatenate([middle, last])
+            cell = np.concatenate([cell, cell])
         return result
+
+    def _few_left(
+        self, low: Array, cap: Array, first: NDArray[np.int64], last: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first and the last m that are open of those given; the first beyond the last where
+        none is."""
+        first, last = first.copy(), last.copy()
+        cells = np.flatnonzero(first <= last)
+        while len(cells):
+            plain = self._plain(cap[cells], self.size * last[cells], first[cells])
+            depths = np.arange(1, len(plain) + 1)[:, None]
+            most = np.minimum(depths, last[cells])
+            need = np.maximum(np.floor(plain / self.size) + 1, first[cells])
+            least = np.where(need <= most, need, MANY).min(axis=0).astype(int)
+            last[cells] = np.where(need <= most, most, 0).max(axis=0)
+            higher = (least > first[cells]) & (least <= last[cells])
+            first[cells] = least
+            done = cells[~higher & (least <= last[cells])]
+            if len(done):
+                self._few_timed(low, cap, first, last, done, plain[:, np.isin(cells, done)])
+            cells = cells[higher]
+        return first, last
+
+    def _few_timed(
+        self, low: Array, cap: Array, first: NDArray[np.int64], last: NDArray[np.int64],
+        cells: NDArray[np.intp], plain: Array,
+    ) -> None:  # fmt: skip
+        """Narrows the m that are open by what a pipeline costs that is in time."""
+        narrow = (cap[cells] <= low[cells] * _NARROW).all()
+        theta, twice, late, toll = np.array(_FEW if narrow else _FEW_ROUGH).T
+        lanes, turning = len(theta), twice < 0
+        worth = self.size / low[cells, None] * theta
+        weight, cap_of = worth.ravel(), np.repeat(cap[cells], lanes)
+        # With one of its passes hidden.
+        hidden = toll * (1 - self._larger) * low[cells, None]
+        twice = np.where(turning, -1, np.floor(twice * (first[cells, None] - 1)))
+        # The micro-batches that the slowest stage waits for, and how long for each.
+        wait = np.where(turning, 1.0, self._larger) * low[cells, None]
+        skipped = np.where(turning, np.where(late < 0, -1, 0), twice)
+        asked = Lanes(
+            cap_of, weight, weight, weight, np.repeat(first[cells], lanes),
+            late=(worth * late).ravel(), toll=(worth * hidden).ravel(),
+            turn=twice.ravel(), least=np.repeat(low[cells], lanes),
+        )  # fmt: skip
+        ends = np.stack([first[cells], last[cells]])[:, :, None]
+        room = self.deadline - (ends - 1 - skipped) * wait + (len(plain) - 1) * hidden
+        room = worth * room
+        values = self._prices(asked, (self.size * ends + room).max(axis=0).ravel())
+        values = values.reshape(len(values), len(cells), lanes)
+        for at, cell in enumerate(cells):
+            m = np.arange(first[cell], last[cell] + 1)
+            depth, row = np.nonzero(
+                (plain[:, at, None] < self.size * m) & (m <= np.arange(1, len(plain) + 1)[:, None])
+            )
+            found = np.full((len(depth), lanes), np.inf)
+            there = depth < len(values)
+            found[there] = values[depth[there], at]
+            left = (m[row][:, None] - 1 - skipped[at]) * wait[at]
+            price = found - worth[at] * (self.deadline - left + depth[:, None] * hidden[at])
+            open_ = m[row][(price < self.size * m[row][:, None]).all(axis=1)]
+            first[cell], last[cell] = (open_.min(), open_.max()) if len(open_) else (1, 0)
+
+    def _plain(self, cap: Array, budget: Array, hold: NDArray[np.int64] | int) -> Array:
+        """[depths, cells] least prices, whatever time they take."""
+        zero = np.zeros(len(cap))
+        return self._prices(Lanes(cap, zero, zero, zero, hold), budget)
 
     def _many(self, low: Array, cap: Array, counts: Array) -> Array:
-        """m > S: a step takes (k + 1) Σe + (m − 1 − k S) τ for every k ≤ (m − 1) / S.
-
-        That counts a first stage that has little to do, such as an embedding alone, for a slow one.
-        The later stages are a pipeline too: a step takes e₀ + (k + 1) Σ' e + (m − 1 − k (S − 1)) τ,
-        the sum over them, unless only the first stage is as slow as τ.
-        """
-        zero = np.zeros(len(cap))
-        plain = self._prices(Lanes(cap, zero, zero, zero, MANY), self.size * counts)
-        depths = np.arange(1, len(plain) + 1)[:, None]
-        possible = (plain < self.size * counts) & (depths < counts)
-        result = possible.any(axis=0)
-        ways = (
-            (_Way(_ROUGH), _WIDE), (_Way(_FINE), _NARROW), (_Way(_FINE, later=True), _NARROW),
-            (_Way(_DENSE), _SINGLE), (_Way(_DENSE, later=True), _SINGLE),
-        )  # fmt: skip
-        for way, widest in ways:
-            cells = np.flatnonzero(result)
-            cells = cells[cap[cells] <= low[cells] * widest]
-            if not len(cells):
-                break
-            left = self._outlast(way, low, cap, counts, cells, plain, possible)
-            if way.later:
-                # Or the first stage alone is the slowest.
-                first = _Way(way.shares, first=True)
-                left |= self._outlast(first, low, cap, counts, cells, plain, possible)
-            result[cells] = left
-        return result
+        """[cells] whether m > S is open."""
+        plain = self._plain(cap, self.size * counts, MANY)
+        open_: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for cell, count in enumerate(counts.astype(int)):
+            need = np.maximum(np.floor(plain[:, cell] / self.size) + 1, self.least)
+            depth = np.flatnonzero(np.maximum(need, np.arange(2, len(plain) + 2)) <= count) + 1
+            m = np.arange(min(need.min(), count + 1), count + 1)
+            which, row = np.nonzero((m >= need[depth - 1, None]) & (m > depth[:, None]))
+            open_.append((depth[which], m[row].astype(np.int64)))
+        for way in _WAYS:
+            cells = np.flatnonzero(
+                [len(m) > 0 and cap[c] <= low[c] * way.widest for c, (_, m) in enumerate(open_)]
+            )
+            if len(cells):
+                self._outlast(way, low, cap, cells, open_)
+        return np.array([len(m) > 0 for _, m in open_], dtype=bool)
 
     def _outlast(
-        self, way: _Way, low: Array, cap: Array, counts: Array, cells: Array, plain: Array,
-        possible: Array,
-    ) -> Array:  # fmt: skip
-        """[cells] whether some pipeline may still deliver more than it costs."""
-        lanes, ways = self._timed(way, low, cap, cells, possible)
-        weights = lanes.stage.reshape(len(cells), -1)
-        # With k ≥ 1 there is room for half a deadline at most.
-        budget = np.repeat(self.size * counts[cells], weights.shape[1])
-        values = self._prices(lanes, budget + lanes.stage * self.deadline / 2)
-        values = values.reshape(len(values), *weights.shape)
-        result = np.zeros(len(cells), dtype=bool)
+        self, way: _Way, low: Array, cap: Array, cells: NDArray[np.intp],
+        open_: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    ) -> None:  # fmt: skip
+        """Leaves the depths and counts at which a pipeline may deliver more than it costs."""
+        # The most times that stages may be passed.
+        most = np.array([((open_[c][1] - 1) // open_[c][0]).max() + 1 for c in cells])
+        times = np.floor(2 * (most[:, None] / 2) ** np.array(way.often))
+        times = np.repeat(times, len(way.shares), axis=1)
+        lanes = times.shape[1]
+        worth = self.size / low[cells, None] * np.tile(way.shares, lanes // len(way.shares))
+        room, budget = [], np.zeros((len(cells), lanes))
         for at, cell in enumerate(cells):
-            depth = np.flatnonzero(possible[: len(values), cell])
-            result[at] = self._left(
-                plain[depth, cell], values[depth, at].T, depth + 1, weights[at], ways[at],
-                low[cell], int(counts[cell]), int(way.later),
+            depth, m = (x[:, None] for x in open_[cell])
+            k = np.minimum((m - 1) // depth + 1, times[at])
+            if way.turning:
+                # Of the late stages, all but the early ones, each is passed while it waits.
+                left = self.deadline - (m - 1 - (k - 1) * depth) * low[cell]
+                left = np.where(k == times[at], left, np.inf)
+            else:
+                # What a stage is worth to a lane is made for its own number of passes.
+                left = (self.deadline - (m - 1 - (k - 1) * depth) * low[cell]) / k * times[at]
+            room.append(worth[at] * left)
+            needed = np.where(np.isfinite(room[-1]), self.size * m + room[-1], 0.0)
+            budget[at] = needed.max(axis=0)
+        once, cap_of = worth.ravel(), np.repeat(cap[cells], lanes)
+        more = once * (times.ravel() - 1)
+        if way.turning:
+            asked = Lanes(
+                cap_of, once, once, once, MANY, late=more,
+                toll=more * np.repeat(low[cells], lanes), turn=np.full(len(once), -1),
+                least=np.repeat(low[cells], lanes),
             )  # fmt: skip
-        return result
-
-    def _timed(
-        self, way: _Way, low: Array, cap: Array, cells: Array, possible: Array
-    ) -> tuple[Lanes, Array]:
-        """Lanes with a price of time, of each cell as many, and [cells, lanes] the most k + 1 that
-        each is made for."""
-        shallow = possible[:, cells].argmax(axis=0) + 1.0
-        deep = len(possible) - possible[::-1, cells].argmax(axis=0)
-        most = np.maximum(np.floor(self.deadline / (low[cells] * np.sqrt(shallow * deep))) + 1, 2.0)
-        middle = np.maximum(np.floor(np.sqrt(2 * most)), 2.0)
-        two = np.full(len(cells), 2.0)
-        ways = np.stack([two, most] if way.shares is _ROUGH else [two, middle, most], axis=1)
-        ways = np.repeat(ways, len(way.shares), axis=1)
-        theta = np.tile(way.shares, ways.shape[1] // len(way.shares))
-        weights = self.size / low[cells, None] * ways * theta
-        stage, once = weights.ravel(), (weights / ways).ravel()
-        lanes = Lanes(
-            np.repeat(cap[cells], weights.shape[1]), stage, stage, once, MANY,
-            first=once if way.later else None,
-            least=np.repeat(low[cells], weights.shape[1]) if way.first else None,
-        )  # fmt: skip
-        return lanes, ways
-
-    def _left(
-        self, plain: Array, values: Array, depths: Array, weights: Array, ways: Array,
-        low: float, count: int, apart: int,
-    ) -> bool:  # fmt: skip
-        """Whether for some depth and m ≤ count no lane's price is as high as what is delivered.
-
-        Args:
-            apart: stages that the excursions leave out.
-        """
-        if not len(depths):
-            return False
-        s = depths[:, None]
-        around = np.maximum(s - apart, 1)
-        first = max(int(np.floor(plain.min() / self.size)), self.least, int(depths.min()) + 1)
-        m = np.arange(first, count + 1)
-        open_ = (m > s) & (self.size * m > plain[:, None])
-        k = np.minimum(np.floor((m - 1) / around), ways[:, None, None] - 1)
-        room = (self.deadline - (m - 1 - k * around) * low) / (k + 1)
-        price = values[:, :, None] - weights[:, None, None] * room
-        price = np.where((k >= 1) & (s > apart), price, -np.inf).max(axis=0)
-        return bool((open_ & (price < self.size * m)).any())
+        else:
+            asked = Lanes(cap_of, once + more, once + more, once, MANY)
+        values = self._prices(asked, budget.ravel())
+        values = values.reshape(len(values), len(cells), lanes)
+        for at, cell in enumerate(cells):
+            depth, m = open_[cell]
+            found = np.full((len(depth), lanes), np.inf)
+            there = depth <= len(values)
+            found[there] = values[depth[there] - 1, at]
+            known = np.isfinite(room[at])
+            price = np.where(known, found - np.where(known, room[at], 0.0), -np.inf)
+            kept = (price < self.size * m[:, None]).all(axis=1)
+            open_[cell] = depth[kept], m[kept]
 
     def _prices(self, lanes: Lanes, budget: Array) -> Array:
         """[depths, lanes] least prices, one depth at least."""

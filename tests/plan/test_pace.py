@@ -48,3 +48,25 @@ def test_it_is_close_for_nearly_equal_stages() -> None:
         bound = step_bounds(forward, 2 * forward, hops, [count])[0]
         shares.append(bound / timeline_end(forward, 2 * forward, hops, count))
     assert min(shares) > 0.97
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**20), size=st.integers(1, 9), micro_batches=st.integers(1, 30))
+def test_later_stages_are_passed_more_often(seed: int, size: int, micro_batches: int) -> None:
+    """The paths behind the proofs: `pluribus.plan.proof`."""
+    rng = np.random.default_rng(seed)
+    forward, backward = rng.uniform(0.2, 3, (2, size)) ** rng.choice([0.3, 1, 3])
+    hops = rng.choice([0.0, 0.1, 2.0]) * rng.uniform(0, 1, size - 1)
+    end = timeline_end(forward, backward, hops, micro_batches)
+    t = forward + backward
+    way = t + np.append(hops, 0.0)
+    for _ in range(20):
+        passes = np.ones(size)
+        for _ in range(int(rng.integers(0, 6))):
+            level = int(rng.integers(0, size))
+            passes[level:] += int(rng.integers(1, 4)) if rng.integers(2) else 1
+        left = micro_batches - 1 - (passes - 1).sum()
+        if left < 0:
+            continue
+        slow = np.where(passes >= 2, t, np.maximum(forward, backward))
+        assert passes @ way + left * slow.max() <= end * (1 + 1e-9)

@@ -37,7 +37,17 @@ def random_lanes(rng: np.random.Generator, pricer: Pricer, count: int) -> tuple[
     seconds = pricer.prices.seconds
     cap = rng.uniform(seconds.min(), seconds.max(), count)
     weights = rng.uniform(0, 2, (3, count)) * rng.integers(0, 2, (3, count)) / cap
-    return Lanes(cap, *weights, int(rng.choice([1, 2, MANY]))), rng.uniform(0, 60, count)
+    hold = rng.choice([1, 2, 3, MANY], count)
+    return Lanes(cap, *weights, hold), rng.uniform(0, 60, count)
+
+
+def with_late_stages(rng: np.random.Generator, lanes: Lanes) -> Lanes:
+    turn = rng.choice([-1, 0, 1, 3], len(lanes))
+    late = np.where(turn == 0, 0.0, rng.uniform(0, 2, len(lanes)) / lanes.cap)
+    late = np.where((turn < 0) & (rng.uniform(0, 1, len(lanes)) < 0.4), -lanes.stage, late)
+    least = np.where(turn < 0, lanes.cap * rng.uniform(0.4, 1, len(lanes)), 0.0)
+    toll = np.where(turn < 0, rng.uniform(0, 3, len(lanes)), 0.0)
+    return replace(lanes, late=late, toll=toll, turn=turn, least=least, hop=lanes.stage)
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,15 +58,14 @@ def test_c_and_numpy_give_the_same_bits(seed: int) -> None:
     if pricer.native is None:
         pytest.skip("no C compiler")
     lanes, budget = random_lanes(rng, pricer, 7)
-    if rng.integers(2):
-        lanes = replace(lanes, first=lanes.stage * rng.uniform(0, 1.5, 7))
-    if rng.integers(2):
-        lanes = replace(lanes, least=lanes.cap * rng.uniform(0, 1, 7))
     price = rng.uniform(0.1, 2, len(pricer.pools))[pricer.pool_of] * pricer.chips
     values, tables = pricer.native.fill(price, lanes, budget, columns=True)
     alone, _ = pricer.native.fill(price, lanes, budget, columns=False)
     expected, expected_tables = fill_numpy(pricer, price, lanes, budget)
     assert tables is not None
+    turned = with_late_stages(rng, lanes)
+    late, _ = pricer.native.fill(price, turned, budget, columns=False)
+    np.testing.assert_array_equal(late, fill_numpy(pricer, price, turned, budget)[0])
     np.testing.assert_array_equal(values, expected)
     np.testing.assert_array_equal(alone, expected)
     for lane in range(len(lanes)):
@@ -74,7 +83,7 @@ def test_nothing_cheaper_is_left_out_as_dominated(seed: int) -> None:
     pricer = replace(pricer, hops=replace(pricer.hops, seconds=hops))
     lanes, budget = random_lanes(rng, pricer, 5)
     if rng.integers(2):
-        lanes = replace(lanes, first=lanes.stage * rng.uniform(0, 2, 5))
+        lanes = with_late_stages(rng, lanes)
     price = rng.uniform(0.1, 2, len(pricer.pools))[pricer.pool_of] * pricer.chips
     values, _ = fill_numpy(pricer, price, lanes, budget)
     pricer.__dict__["dearer"] = Dearer(*(np.full(n, 1e300) for n in (len(hops), *hops.shape)))
@@ -107,7 +116,7 @@ def test_a_column_costs_what_the_table_says(seed: int, compiled: bool) -> None:
             run = kind[stage.layers[0], stage.num_layers]
             assert stage.layers[0] == end
             assert pricer.prices.seconds[row, run] <= lanes.cap[lane]
-            assert pricer.prices.most_held[row, run] >= min(depth + 1 - s, lanes.hold)
+            assert pricer.prices.most_held[row, run] >= min(depth + 1 - s, lanes.table[lane, 7])
             if sender is not None:
                 hop = pricer.hops.seconds[sender, pricer.pool_of[row]]
                 cost += lanes.hop[lane] * hop
