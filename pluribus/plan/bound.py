@@ -27,8 +27,8 @@ from pluribus.plan.sums import least_tails
 _SAFE = 1e-7  # relative room for rounding errors
 # Of the least step of mixes of fractions, tried in turn.
 _SHARES = (
-    0.999, 0.998, 0.997, 0.996, 0.995, 0.993, 0.991, 0.985, 0.98, 0.97, 0.96,
-    0.94, 0.9, 0.85, 0.79, 0.73,
+    0.999, 0.998, 0.997, 0.996, 0.995, 0.994, 0.993, 0.992, 0.991, 0.99, 0.988, 0.986, 0.983, 0.98,
+    0.976, 0.972, 0.967, 0.962, 0.956, 0.95, 0.94, 0.93, 0.92, 0.9, 0.88, 0.85, 0.82, 0.79, 0.73,
 )  # fmt: skip
 # Where a best mix of fractions has so few pipelines, a share of one weighs.
 _FEW, _WHOLE = 3, 0.02
@@ -36,6 +36,7 @@ _PARTS = (0.3, 0.7)  # of what is delivered, tried as the price of pipelines
 _SKEWS, _DEPTHS = (0.93, 1.07), 6  # of a pool's price, and depths of each pipeline
 _FAR = 1.25  # of the least step of mixes of any number of pipelines: not looked beyond
 _ROUNDS = 24  # proofs tried in all
+_TRIES = 4  # with new columns, where one is likely to fail
 
 
 @dataclass(eq=False)
@@ -151,16 +152,18 @@ class Bound:
             open_columns = self.too_short(deadline * _SHARES[share])
             if open_columns is None:
                 return deadline * _SHARES[share]
-            known = len(floor.columns)
-            for column in open_columns:
-                floor.add(column)
-            if len(floor.columns) > known:
-                after = floor.deadline(ideal, most=most)
-                if after < deadline:
-                    deadline = after
-                    continue
-            share += 1
+            if self._learn(open_columns):
+                deadline = min(floor.deadline(ideal, most=most), deadline)
+            else:
+                share += 1
         return ideal
+
+    def _learn(self, columns: Sequence[Column]) -> bool:
+        """Whether any of these columns is new."""
+        known = len(self.floor.columns)
+        for column in columns:
+            self.floor.add(column)
+        return len(self.floor.columns) > known
 
     def _first_to_try(self, deadline: float, share: int) -> int:
         """The first of `_SHARES` from one on at which a proof does not fail where it is likely
@@ -168,7 +171,11 @@ class Bound:
         low, high = share, len(_SHARES)
         while low < high:
             middle = min((low + high) // 2, low + 3)
-            if self.too_short(deadline * _SHARES[middle], doubtful=True) is None:
+            for _ in range(_TRIES):
+                failed = self.too_short(deadline * _SHARES[middle], doubtful=True)
+                if failed is None or not self._learn(failed):
+                    break
+            if failed is None:
                 high = middle
             else:
                 low = middle + 1

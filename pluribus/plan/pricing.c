@@ -242,12 +242,13 @@ static void drop_dear(const Problem *p, double each, double budget, int64_t begi
         }
 }
 
-/* One lane. `values` [layers] and `table` [layers, pools, layers + 1] or NULL to be filled.
+/* One lane. `values` [layers] and `table` [layers, sides, pools, layers + 1] or NULL to be filled.
  * Returns the depths filled; the others are left alone.
  *
- * Where a slow stage is the first of the late ones, there are two tables: of pipelines that have
+ * Where a slow stage is the first of the late ones, a table has two sides: of pipelines that have
  * it, and of late stages alone. */
-static int64_t fill(const Problem *p, const Lane *lane, double *values, double *table, Work *w) {
+static int64_t fill(const Problem *p, const Lane *lane, double *values, double *table,
+                    int64_t sides, Work *w) {
     const double cap = lane->cap, late = lane->stage + lane->late, toll = lane->toll;
     const int64_t L = p->layers, R = p->runs, K = p->kinds, width = L + 1;
     const int64_t hold = (int64_t)lane->hold, turn = (int64_t)lane->turn, both = turn < 0;
@@ -335,8 +336,8 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
             role->held = held;
         }
         const int64_t each = p->pools * width;
-        double *now = table ? table + (depth - 1) * each : w->two + (depth & 1) * 2 * each;
-        const double *old = table ? now - each : w->two + ((depth & 1) ^ 1) * 2 * each;
+        double *now = table ? table + (depth - 1) * sides * each : w->two + (depth & 1) * 2 * each;
+        const double *old = table ? now - sides * each : w->two + ((depth & 1) ^ 1) * 2 * each;
         /* What this depth can hold begins where a stage fits before what there is. */
         const int64_t begins = depth == 1 ? L - longest : low > longest ? low - longest : 0;
         const int64_t ends = depth == 1 ? L : high;
@@ -374,20 +375,19 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
     return L;
 }
 
-/* All lanes; values [lanes, layers] come filled with infinity; tables [lanes, layers, pools,
- * layers + 1] or NULL; these know no late stages. Returns the most depths filled, or -1 where there
- * is no memory. */
+/* All lanes; values [lanes, layers] come filled with infinity; tables [lanes, layers, sides, pools,
+ * layers + 1] or NULL. Returns the most depths filled, or -1 where there is no memory. */
 int64_t pluribus_price(const Problem *p, int64_t lanes, const Lane *lane, double *values,
-                       double *tables) {
+                       double *tables, int64_t sides) {
     Work work;
     char *memory = malloc(part(p, &work, NULL));
     if (!memory) return -1;
     part(p, &work, memory);
     int64_t most = 0;
-    size_t each = (size_t)(p->layers * p->pools * (p->layers + 1));
+    size_t each = (size_t)(p->layers * sides * p->pools * (p->layers + 1));
     for (int64_t i = 0; i < lanes; i++) {
         int64_t depths = fill(p, lane + i, values + i * p->layers,
-                              tables ? tables + i * each : NULL, &work);
+                              tables ? tables + i * each : NULL, sides, &work);
         most = depths > most ? depths : most;
     }
     free(memory);

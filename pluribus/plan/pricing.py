@@ -68,6 +68,11 @@ class Lanes:
                 result[:, column] = values
         return result
 
+    @property
+    def sides(self) -> int:
+        """Of their tables: two where a slow stage comes before the late ones."""
+        return 2 if (self.table[:, 8] < 0).any() else 1
+
     def alike(self) -> list[NDArray[np.intp]]:
         """The lanes in groups that hold and turn alike and have similar caps: short stages make
         deep pipelines and long ones shallow ones, and a pass through the table costs depth ×
@@ -188,8 +193,9 @@ class Solution:
         price: [kinds] of each kind of stage's chips.
         values: [depths, lanes] least price of a pipeline of 1, 2, … stages; infinite where there
             is none within the lane's budget.
-        tables: [lanes, depths, pools, L + 1] least price of the last stages, the first of them in
-            a pool, from a layer on; None where no columns are wanted.
+        tables: [lanes, depths, sides, pools, L + 1] least price of the last stages, the first of
+            them in a pool, from a layer on; None where they are not wanted. Of lanes with a slow
+            stage before the late ones, side 0 has that stage and side 1 only late ones.
     """
 
     pricer: Pricer
@@ -218,7 +224,7 @@ class Solution:
                 price += lanes.tail[lane] * pricer.opening[np.ix_(rows, lengths - 1)]
             if left > 1:
                 hops = lanes.hop[lane] * pricer.hops.seconds
-                after = self.tables[lane, left - 2]
+                after = self.tables[lane, left - 2, 0]
                 onward = (after[None] + hops[:, :, None]).min(axis=1)
                 price += onward[np.ix_(pricer.hops.senders[rows], a + lengths)]
             row, q = divmod(int(price.argmin()), price.shape[1])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES: dict[str, native.Signature] = {
-    "pluribus_price": (_INT, (_POINTER, _INT, _POINTER, _POINTER, _POINTER)),
+    "pluribus_price": (_INT, (_POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT)),
 }
 
 
@@ -88,10 +88,13 @@ class NativeTable:
         pointers = {name: array.ctypes.data for name, array in self.arrays.items()}
         problem = _Problem(*self.shape, **pointers, prices=price.ctypes.data)
         values = np.full((len(lanes), layers), np.inf)
-        tables = np.empty((len(lanes), layers, pools, layers + 1)) if columns else None
+        sides = lanes.sides
+        tables = (
+            np.full((len(lanes), layers, sides, pools, layers + 1), np.inf) if columns else None
+        )
         depths = self.library.pluribus_price(
             ctypes.byref(problem), len(lanes), asked.ctypes.data, values.ctypes.data,
-            tables.ctypes.data if tables is not None else None,
+            tables.ctypes.data if tables is not None else None, sides,
         )  # fmt: skip
         assert depths >= 0, "no memory for the table of the pricing problem"
         return values[:, :depths].T, tables
@@ -101,13 +104,14 @@ def fill_numpy(pricer: Pricer, price: Array, lanes: Lanes, budget: Array) -> tup
     """(values, tables) of `Solution`."""
     layers = len(pricer.prices.runs.kind)
     values = np.full((layers, len(lanes)), np.inf)
-    tables = np.full((len(lanes), layers, len(pricer.pools), layers + 1), np.inf)
+    shape = (len(lanes), layers, lanes.sides, len(pricer.pools), layers + 1)
+    tables = np.full(shape, np.inf)
     most = 0
     for group in lanes.alike():
         filled = _Filling(pricer, price, lanes[group], budget[group]).depths()
         for depth, (first, table) in enumerate(filled):
             values[depth, group] = first
-            tables[group, depth] = table
+            tables[group, depth, : len(table)] = table.swapaxes(0, 1)
             most = max(most, depth + 1)
     return values[:most], tables
 
@@ -169,7 +173,7 @@ class _Filling:
 
     def depths(self) -> Iterator[tuple[Array, Array]]:
         """Of 1, 2, … stages, [lanes] least price of a whole pipeline and the table
-        [lanes, pools, L + 1], as long as some lane goes on."""
+        [sides, lanes, pools, L + 1], as long as some lane goes on."""
         layers, pools = len(self.pricer.prices.runs.kind), len(self.pricer.pools)
         lengths = self.pricer.prices.runs.counts.sum(axis=1)
         hold, turn = (int(x) for x in self.lanes.table[0, 7:])
@@ -204,7 +208,7 @@ class _Filling:
                 role = late if depth <= turn else early
                 first, table = self._before(depth, role, fits, table)
                 without_dear(table, least)
-            yield first, table
+            yield first, np.stack([table, after] if turn < 0 else [table])
             going = (np.isfinite(table) | np.isfinite(after)).any(axis=(1, 2))
 
     def _before(

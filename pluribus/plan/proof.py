@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pluribus.plan.caps import cells_of, halves, stage_seconds
 from pluribus.plan.columns import Column
+from pluribus.plan.labels import cheap_and_quick
 from pluribus.plan.prices import MANY, Array
 from pluribus.plan.pricing import Lanes, Pricer
 
@@ -32,7 +33,6 @@ _MOST = 1200  # cells beyond which a proof is given up
 _NARROW = 1.004  # a cell's values within this ratio are looked at with many prices of time
 # Of what a second is worth at the pace of the slowest stage.
 _FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
-_DENSE = tuple(float(share) for share in np.geomspace(0.1, 4.0, 30))
 # Of lanes for m ≤ S: what a second is worth; how many of m − 1 last stages are passed twice, or −1
 # where stages behind the slowest one are late; further passes of these; and waits they are let off.
 _FEW_ROUGH = ((0.8, -1, 0, 1), (1.0, -1, 0, 1), (0.6, 1, 1, 0), (0.8, 0.5, 1, 0))
@@ -40,6 +40,8 @@ _FEW = (
     *_FEW_ROUGH, (0.5, -1, 0, 1), (1.4, -1, 0, 1), (0.3, 1, 1, 0), (0.8, 1, 1, 0), (1.4, 1, 1, 0),
     (0.8, 0, 0, 0), (0.8, -1, -1, 0), (2.0, -1, -1, 0),
 )  # fmt: skip
+_LABELLED = (0.02, 0.3, 0.6, 0.9, 1.2, 1.6, 2.2)  # prices of time that guide labels
+_PAIRS = 24  # depths and counts left open of a single value that labels are tried for
 _BEHIND = 3  # pipelines looked at for each price of time where a proof fails
 _EPS = 1e-12
 _SINGLE = 1 + 4 * _EPS  # a cell of one value
@@ -66,7 +68,6 @@ _WAYS = (
     _Way((0.9, 1.4), False, 1.1, (0.0, 1.0)), _Way((0.8, 1.0, 1.15), True, 1.03, (0.0,)),
     _Way((0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5), True, _NARROW, (0.0,)),
     _Way(_FINE, True, _NARROW, (0.5, 1.0)), _Way(_FINE, False, _NARROW, (0.0, 0.5, 1.0)),
-    _Way(_DENSE, True, _SINGLE, (0.0, 0.5, 1.0)),
 )  # fmt: skip
 
 
@@ -88,6 +89,7 @@ class Proof:
     most: int
     each: float = 0.0
     failed: Array = field(default_factory=lambda: np.zeros(0))
+    _found: list[Column] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -105,7 +107,7 @@ class Proof:
         Args:
             only: seconds of a slowest stage that are looked at; all by default.
         """
-        self.failed = np.zeros(0)
+        self.failed, self._found = np.zeros(0), []
         values = stage_seconds(self.pricer.prices, self.deadline / self.least)
         if not len(values):
             return None
@@ -125,7 +127,7 @@ class Proof:
             last = cells[cells[:, 0] == cells[:, 1], 0]
             if len(last):
                 self.failed = values[last]
-                return self._behind(self.failed)
+                return [*self._found, *self._behind(self.failed)]
             cells = halves(values, cells)
         return None
 
@@ -145,6 +147,11 @@ class Proof:
         while len(cell):
             first, last = self._few_left(low[cell], cap[cell], first, last)
             narrow = cap[cell] <= low[cell] * _NARROW
+            for at in np.flatnonzero((first == last) & (cap[cell] <= low[cell] * _SINGLE)):
+                if self._few_within(low[cell[at]], cap[cell[at]], int(first[at])):
+                    result[cell[at]] = True
+                else:
+                    first[at] += 1
             result[cell[(first == last) | ((first < last) & ~narrow)]] = True
             kept = (first < last) & ~result[cell]
             cell, first, last = cell[kept], first[kept], last[kept]
@@ -152,6 +159,14 @@ class Proof:
             first, last = np.concatenate([first, middle + 1]), np.concatenate([middle, last])
             cell = np.concatenate([cell, cell])
         return result
+
+    def _few_within(self, low: float, cap: float, count: int) -> bool:
+        """Whether some pipeline of m stages or more may be worth it."""
+        depth = np.arange(count, len(self.pricer.prices.runs.kind) + 1)
+        m = np.full(len(depth), count)
+        hidden = (1 - self._larger) * low
+        room = self.deadline - (count - 1) * low + (depth - 1) * hidden
+        return bool(self._within(low, cap, depth, m, room, 0.0, hidden, count).any())
 
     def _few_left(
         self, low: Array, cap: Array, first: NDArray[np.int64], last: NDArray[np.int64]
@@ -235,7 +250,44 @@ class Proof:
             )
             if len(cells):
                 self._outlast(way, low, cap, cells, open_)
+        for cell, (depth, m) in enumerate(open_):
+            if 0 < len(m) <= _PAIRS and cap[cell] <= low[cell] * _SINGLE:
+                # Each late stage is passed twice, and once of that while the slowest waits.
+                room = self.deadline - (m - 1 - depth) * low[cell]
+                kept = self._within(low[cell], cap[cell], depth, m, room, 1.0, low[cell], MANY)
+                open_[cell] = depth[kept], m[kept]
         return np.array([len(m) > 0 for _, m in open_], dtype=bool)
+
+    def _within(
+        self, low: float, cap: float, depth: NDArray[np.int64], m: NDArray[np.int64], room: Array,
+        late: float, toll: float, hold: int,
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """[pairs] whether pipelines of a depth for m micro-batches may cost less than these.
+
+        Args:
+            room: [pairs] seconds for its stages.
+            late: further passes of the late stages.
+            toll: seconds that each of the others takes longer.
+        """
+        worth = self.size / low * np.array(_LABELLED)
+        each = np.full(len(worth), low)
+        lanes = Lanes(
+            np.full(len(worth), cap), worth, worth, worth, hold, late=late * worth, toll=toll * worth,
+            turn=np.full(len(worth), -1), least=each,
+        )  # fmt: skip
+        price = self.size * m - self.each
+        budget = (price[:, None] + worth * room[:, None]).max(axis=0)
+        solution = self.pricer.solve(self.chip_prices, lanes, budget)
+        result = np.zeros(len(m), dtype=bool)
+        for pair in range(len(m)):
+            if result[:pair].any():
+                break  # one is enough
+            result[pair], columns = cheap_and_quick(
+                solution, int(depth[pair]), float(price[pair]), float(room[pair]),
+                returns=late > 0,
+            )  # fmt: skip
+            self._found += columns
+        return result
 
     def _outlast(
         self, way: _Way, low: Array, cap: Array, cells: NDArray[np.intp],

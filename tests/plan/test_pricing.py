@@ -42,7 +42,7 @@ def random_lanes(rng: np.random.Generator, pricer: Pricer, count: int) -> tuple[
 
 
 def with_late_stages(rng: np.random.Generator, lanes: Lanes) -> Lanes:
-    turn = rng.choice([-1, 0, 1, 3], len(lanes))
+    turn = np.append(-1, rng.choice([-1, 0, 1, 3], len(lanes) - 1))
     late = np.where(turn == 0, 0.0, rng.uniform(0, 2, len(lanes)) / lanes.cap)
     late = np.where((turn < 0) & (rng.uniform(0, 1, len(lanes)) < 0.4), -lanes.stage, late)
     least = np.where(turn < 0, lanes.cap * rng.uniform(0.4, 1, len(lanes)), 0.0)
@@ -64,8 +64,11 @@ def test_c_and_numpy_give_the_same_bits(seed: int) -> None:
     expected, expected_tables = fill_numpy(pricer, price, lanes, budget)
     assert tables is not None
     turned = with_late_stages(rng, lanes)
-    late, _ = pricer.native.fill(price, turned, budget, columns=False)
-    np.testing.assert_array_equal(late, fill_numpy(pricer, price, turned, budget)[0])
+    for columns in (False, True):
+        late, sides = pricer.native.fill(price, turned, budget, columns=columns)
+        late_expected, sides_expected = fill_numpy(pricer, price, turned, budget)
+        np.testing.assert_array_equal(late, late_expected)
+    np.testing.assert_array_equal(sides, sides_expected)
     np.testing.assert_array_equal(values, expected)
     np.testing.assert_array_equal(alone, expected)
     for lane in range(len(lanes)):

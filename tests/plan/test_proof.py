@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pluribus.plan.bound import Bound
 from pluribus.plan.columns import Column, StageChoice
 from pluribus.plan.generate import Generator
 from pluribus.plan.pace import step_bounds
+from pluribus.plan.prices import MANY
 from pluribus.plan.pricing import Pricer
 from pluribus.plan.proof import Proof
 from pluribus.plan.rounding import deal
@@ -39,7 +41,8 @@ def random_generator(rng: np.random.Generator) -> Generator:
     return Generator.of(make_setting(pools, model=model, job=job))
 
 
-def random_column(rng: np.random.Generator, pricer: Pricer) -> Column | None:
+def random_column(rng: np.random.Generator, pricer: Pricer, count: int = MANY) -> Column | None:
+    """One that fits with m micro-batches, if one was drawn."""
     prices = pricer.prices
     layers = len(prices.runs.kind)
     depth = int(rng.integers(1, layers + 1))
@@ -47,11 +50,80 @@ def random_column(rng: np.random.Generator, pricer: Pricer) -> Column | None:
     spans = list(itertools.pairwise([0, *cuts, layers]))
     stages = []
     for s, (a, b) in enumerate(spans):
-        fits = np.flatnonzero(prices.most_held[:, prices.runs.kind[a, b - a]] >= depth - s)
+        fits = np.flatnonzero(
+            prices.most_held[:, prices.runs.kind[a, b - a]] >= min(depth - s, count)
+        )
         if not len(fits):
             return None
         stages.append(StageChoice(prices.kinds[int(rng.choice(fits))], (a, b)))
     return Column(tuple(stages), prices.micro_batch_size)
+
+
+def timed(floor: Generator, column: Column, count: int) -> float:
+    """Seconds of a step of m micro-batches by the timeline, with each stage's own tail."""
+    pricer, pace = floor.pricers[column.micro_batch_size], floor.pace(column)
+    depth = len(column.stages)
+    pipeline = Pipeline(
+        stages=tuple(Stage(chips=(f"a/b/0/{s}",), layers=(s, s + 1)) for s in range(depth)),
+        micro_batch_size=1, micro_batches=count,
+    )  # fmt: skip
+    compute = {}
+    for s in range(depth):
+        compute[(0, s), ActionKind.FORWARD] = (float(pace.forward[s]),)
+        compute[(0, s), ActionKind.BACKWARD] = (float(pace.backward[s]),)
+    durations = Durations(compute, lambda a, b: float(pace.hops[min(a[1], b[1])]) / 2, ())
+    lanes = {(0, s): actions for s, actions in enumerate(pipeline_actions(pipeline))}
+    courses = simulate(lanes, durations).courses
+    kind = floor.runs.kind
+    return max(
+        courses[0, s].end
+        + pricer.tails[pricer.prices.kinds.index(x.kind), kind[x.layers[0], x.num_layers]]
+        for s, x in enumerate(column.stages)
+    )
+
+
+def held(floor: Generator, column: Column, count: int) -> bool:
+    """Whether m micro-batches fit."""
+    prices, kind = floor.pricers[column.micro_batch_size].prices, floor.runs.kind
+    depth = len(column.stages)
+    return all(
+        prices.most_held[prices.kinds.index(x.kind), kind[x.layers[0], x.num_layers]]
+        >= min(depth - s, count)
+        for s, x in enumerate(column.stages)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_no_timeline_delivers_more_than_was_proven(seed: int) -> None:
+    """Of pipelines that fit with few micro-batches, too, and with prices of theirs alone."""
+    rng = np.random.default_rng(seed)
+    generator = random_generator(rng)
+    if not generator.speeds.any():
+        return
+    floor = Generator(generator.setting, generator.pools, generator.available, estimates_sums=False)
+    floor.pricers.update(Bound(generator)._among)
+    # Sums that differ from stage to stage.
+    for size, pricer in floor.pricers.items():
+        tails = pricer.tails * rng.uniform(0.5, 2, pricer.tails.shape)
+        scale = rng.choice([0.0, 0.3, 3.0]) * pricer.prices.seconds.mean() / tails.mean()
+        floor.pricers[size] = replace(pricer, tails=tails * scale)
+    count, size = int(rng.integers(1, 13)), int(rng.choice(list(floor.pricers)))
+    pricer = floor.pricers[size]
+    columns = [c for _ in range(80) if (c := random_column(rng, pricer, count)) is not None]
+    if not columns:
+        return
+    times = np.array([timed(floor, column, count) for column in columns])
+    chosen = rng.choice(np.argsort(times)[:3])
+    deadline, chips = times[chosen] * (1 + 1e-9), floor.chips_of(columns)
+    prices = rng.uniform(0.2, 1, len(floor.pools))
+    prices *= size * count / float(prices @ chips[:, chosen]) * rng.choice([0.9, 0.999, 1.001])
+    # Of those in time, the most that one delivers for its chips.
+    if Proof(pricer, prices, deadline, 1, floor.batch // size).run() is None:
+        for column, cost in zip(columns, prices @ chips, strict=True):
+            for m in range(1, floor.batch // size + 1):
+                if size * m > cost * (1 + 1e-9) and held(floor, column, m):
+                    assert timed(floor, column, m) > deadline
 
 
 @settings(max_examples=60, deadline=None)
