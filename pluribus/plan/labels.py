@@ -136,19 +136,10 @@ def cheap_and_quick(
                     at, option = np.nonzero(good)
                     # A tail that is over before is none.
                     sooner = np.maximum(sooner - last, end - longest)
-                    found.append(
-                        _Labels(
-                            layer + q[option],
-                            sender[option],
-                            np.full(len(at), turns),
-                            new_price[at, option],
-                            end[at, option],
-                            sooner[at, option],
-                            mine[at],
-                            row[option],
-                            q[option],
-                        )  # fmt: skip
-                    )
+                    mark = np.full(len(at), turns)
+                    whole = (layer + q[option], sender[option], mark)
+                    real = (new_price[at, option], end[at, option], sooner[at, option])
+                    found.append(_Labels(*whole, *real, mine[at], row[option], q[option]))
         labels = _Labels.join(found) if found else labels[:0]
         if not len(labels):
             return False, []

@@ -272,8 +272,8 @@ class Proof:
         worth = self.size / low * np.array(_LABELLED)
         each = np.full(len(worth), low)
         lanes = Lanes(
-            np.full(len(worth), cap), worth, worth, worth, hold, late=late * worth, toll=toll * worth,
-            turn=np.full(len(worth), -1), least=each,
+            np.full(len(worth), cap), worth, worth, worth, hold, late=late * worth,
+            toll=toll * worth, turn=np.full(len(worth), -1), least=each,
         )  # fmt: skip
         price = self.size * m - self.each
         budget = (price[:, None] + worth * room[:, None]).max(axis=0)

@@ -14,6 +14,11 @@ from ..small import make_pipeline
 
 
 def timeline_end(forward, backward, hops, micro_batches: int) -> float:
+    return timeline_ends(forward, backward, hops, micro_batches)[0]
+
+
+def timeline_ends(forward, backward, hops, micro_batches: int) -> np.ndarray:
+    """[S] the end of each stage's last backward."""
     size = len(forward)
     stages = [(f"here/a/{s}/0", s, s + 1) for s in range(size)]
     pipeline = make_pipeline(*stages, micro_batches=micro_batches)
@@ -24,7 +29,8 @@ def timeline_end(forward, backward, hops, micro_batches: int) -> float:
     durations = Durations(compute, lambda a, b: hops[min(a[1], b[1])] / 2, [])
     lanes = [(0, s) for s in range(size)]
     actions = dict(zip(lanes, pipeline_actions(pipeline), strict=True))
-    return simulate(actions, durations).courses[0, 0].end
+    courses = simulate(actions, durations).courses
+    return np.array([courses[0, s].end for s in range(size)])
 
 
 @settings(max_examples=150, deadline=None)
@@ -57,7 +63,9 @@ def test_later_stages_are_passed_more_often(seed: int, size: int, micro_batches:
     rng = np.random.default_rng(seed)
     forward, backward = rng.uniform(0.2, 3, (2, size)) ** rng.choice([0.3, 1, 3])
     hops = rng.choice([0.0, 0.1, 2.0]) * rng.uniform(0, 1, size - 1)
-    end = timeline_end(forward, backward, hops, micro_batches)
+    ends = timeline_ends(forward, backward, hops, micro_batches)
+    # On the way back the last micro-batch passes all stages.
+    early = np.concatenate([[0.0], np.cumsum(backward[:-1] + hops / 2)])
     t = forward + backward
     way = t + np.append(hops, 0.0)
     for _ in range(20):
@@ -69,4 +77,10 @@ def test_later_stages_are_passed_more_often(seed: int, size: int, micro_batches:
         if left < 0:
             continue
         slow = np.where(passes >= 2, t, np.maximum(forward, backward))
-        assert passes @ way + left * slow.max() <= end * (1 + 1e-9)
+        assert passes @ way + left * slow.max() <= ends[0] * (1 + 1e-9)
+        back = passes @ way + left * np.where(passes >= 2, t, 0.0).max() - early
+        assert (back <= ends * (1 + 1e-9)).all()
+    for s in range(size):
+        hidden = (size - 1 - s) * min(forward[s], backward[s])
+        back = way.sum() + (micro_batches - 1) * t[s] - hidden - early
+        assert (back <= ends * (1 + 1e-9))[: s + 1].all()
