@@ -66,9 +66,10 @@ class _Way:
 
 _WAYS = (
     _Way((0.9, 1.4), False, 1.1, (0.0, 1.0)), _Way((0.8, 1.0, 1.15), True, 1.03, (0.0,)),
-    _Way((0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5), True, _NARROW, (0.0,)),
-    _Way(_FINE, True, _NARROW, (0.5, 1.0)), _Way(_FINE, False, _NARROW, (0.0, 0.5, 1.0)),
+    _Way((0.5, 0.65, 0.9, 1.4, 1.8, 2.5), True, _NARROW, (0.0,)),
 )  # fmt: skip
+# Where one value is left, after labels.
+_LAST_WAYS = (_Way(_FINE, False, _SINGLE, (0.0, 0.5, 1.0)), _Way(_FINE, True, _SINGLE, (0.5, 1.0)))
 
 
 @dataclass(eq=False)
@@ -244,19 +245,32 @@ class Proof:
             m = np.arange(min(need.min(), count + 1), count + 1)
             which, row = np.nonzero((m >= need[depth - 1, None]) & (m > depth[:, None]))
             open_.append((depth[which], m[row].astype(np.int64)))
-        for way in _WAYS:
-            cells = np.flatnonzero(
-                [len(m) > 0 and cap[c] <= low[c] * way.widest for c, (_, m) in enumerate(open_)]
-            )
-            if len(cells):
-                self._outlast(way, low, cap, cells, open_)
-        for cell, (depth, m) in enumerate(open_):
-            if 0 < len(m) <= _PAIRS and cap[cell] <= low[cell] * _SINGLE:
-                # Each late stage is passed twice, and once of that while the slowest waits.
-                room = self.deadline - (m - 1 - depth) * low[cell]
-                kept = self._within(low[cell], cap[cell], depth, m, room, 1.0, low[cell], MANY)
-                open_[cell] = depth[kept], m[kept]
+        for ways in (_WAYS, _LAST_WAYS):
+            for way in ways:
+                left = [len(m) * (cap[c] <= low[c] * way.widest) for c, (_, m) in enumerate(open_)]
+                cells = np.flatnonzero(left)
+                if len(cells):
+                    self._outlast(way, low, cap, cells, open_)
+            widest = _NARROW if ways is _WAYS else _SINGLE
+            for cell, pairs in enumerate(open_):
+                if 0 < len(pairs[0]) <= _PAIRS and cap[cell] <= low[cell] * widest:
+                    often = ways is _LAST_WAYS
+                    open_[cell] = self._many_within(low[cell], cap[cell], *pairs, often=often)
         return np.array([len(m) > 0 for _, m in open_], dtype=bool)
+
+    def _many_within(
+        self, low: float, cap: float, depth: NDArray[np.int64], m: NDArray[np.int64], *, often: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The depths and counts that labels leave.
+
+        Args:
+            often: whether late stages are passed as often as there is time, not twice.
+        """
+        more = int(((m - 1) // depth).min()) if often else 1
+        # Each late stage is passed once while the slowest does not wait.
+        room = self.deadline - (m - 1 - more * depth) * low
+        kept = self._within(low, cap, depth, m, room, float(more), more * low, MANY)
+        return depth[kept], m[kept]
 
     def _within(
         self, low: float, cap: float, depth: NDArray[np.int64], m: NDArray[np.int64], room: Array,
@@ -281,7 +295,8 @@ class Proof:
         result = np.zeros(len(m), dtype=bool)
         for pair in range(len(m)):
             if result[:pair].any():
-                break  # one is enough
+                result[pair:] = True  # not looked at
+                break
             result[pair], columns = cheap_and_quick(
                 solution, int(depth[pair]), float(price[pair]), float(room[pair]),
                 returns=late > 0,
