@@ -94,6 +94,7 @@ def cheap_and_quick(
     size, worth, cap = len(kind), lanes.stage, lanes.cap[0]
     late, toll, least, hold = lanes.table[0, 4:8] / np.array([worth[0], worth[0], 1, 1])
     late, limits, longest = late + 1.0, price + worth * time, float(pricer.tails.max())
+    first = late > 1  # of the slow stages
     none, nothing = np.zeros(1, np.intp), np.zeros(1)
     labels = _Labels(none, none, none, nothing, nothing, nothing, none, none, none)
     levels = []
@@ -133,6 +134,8 @@ def cheap_and_quick(
                     good = (total < limits[:, None, None]).all(axis=0)
                     if turns and not slow:
                         good &= seconds >= least
+                    elif first == (turns == 0):
+                        good &= seconds < least
                     at, option = np.nonzero(good)
                     # A tail that is over before is none.
                     sooner = np.maximum(sooner - last, end - longest)

@@ -298,17 +298,22 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
         Role *mine = w->role + role;
         const double weight = role == EARLY ? lane->stage : late, more = role == EARLY ? toll : 0.0;
         const double least = role == TURN ? lane->least : 0.0;
+        /* The slow stage is the first or the last of its kind. */
+        const int quick = both && role == (lane->late > 0 ? EARLY : LATE);
+        const double under = quick ? lane->least : INFINITY;
         mine->held = -1;
         for (int64_t k = 0; k < K; k++) {
             for (int64_t r = 0; r < R; r++) {
                 if (w->place[r] < 0) continue;
                 double t = p->seconds[k * R + r], v = weight * t + p->prices[k] + more;
-                mine->cost[k * runs + w->place[r]] = t > cap || t < least ? INFINITY : v;
+                int out = t > cap || t < least || t >= under;
+                mine->cost[k * runs + w->place[r]] = out ? INFINITY : v;
             }
             for (int64_t q = 1; q <= longest; q++) {
                 double t = p->seconds[k * R + p->openings[q - 1]];
                 double v = weight * t + p->prices[k] + more + lane->tail * p->tails[k * L + q - 1];
-                mine->opening[k * longest + q - 1] = t > cap || t < least ? INFINITY : v;
+                int out = t > cap || t < least || t >= under;
+                mine->opening[k * longest + q - 1] = out ? INFINITY : v;
             }
         }
     }

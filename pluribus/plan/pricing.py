@@ -36,7 +36,8 @@ class Lanes:
         late: further price of a second of the late stages and of their messages; 0 if None.
         toll: further price of an early stage; 0 if None.
         turn: how many last stages are the late ones; 0 if None. With −1 as many as you like, behind
-            a stage that takes at least `least` seconds; its message is a late one.
+            a stage that takes at least `least` seconds; its message is a late one. It is the first
+            that takes so long where late stages cost more, and the last where they do not.
         least: see `turn`; 0 if None.
     """
 

@@ -125,6 +125,7 @@ class _Role:
         opening: [lanes, kinds, L] of a first stage, with what comes after its last pass.
         hop: [lanes] price of a second of a message.
         before: [lanes] of the message before it, at most.
+        layer: [lanes] least price of a layer, however slow its stage.
     """
 
     pricer: Pricer
@@ -132,6 +133,7 @@ class _Role:
     opening: Array
     hop: Array
     before: Array
+    layer: Array
 
     def best(self, fits: NDArray[np.bool_]) -> tuple[Array, Array]:
         """([lanes, senders, runs] least prices, [lanes, kinds, L] those of first stages)."""
@@ -164,24 +166,26 @@ class _Filling:
         weight, toll = (stage + more, 0.0 * toll) if late else (stage, toll)
         cost = weight[:, None, None] * seconds + price + toll[:, None, None]
         cost[seconds > cap[:, None, None]] = np.inf
+        layer = (cost / pricer.prices.runs.counts.sum(axis=1)).min(axis=(1, 2))
         if slow:
             cost[seconds < least[:, None, None]] = np.inf
+        elif turn[0] < 0:
+            quick = (late == (more <= 0))[:, None, None]
+            cost[quick & (seconds >= least[:, None, None])] = np.inf
         opening = cost[:, :, pricer.prices.runs.kind[0, 1:]]
         opening = opening + tail[:, None, None] * pricer.opening
         before = np.where((turn == 0) | (more < 0), hop, hop + more)
-        return _Role(pricer, cost, opening, hop + more if late else hop, before)
+        return _Role(pricer, cost, opening, hop + more if late else hop, before, layer)
 
     def depths(self) -> Iterator[tuple[Array, Array]]:
         """Of 1, 2, … stages, [lanes] least price of a whole pipeline and the table
         [sides, lanes, pools, L + 1], as long as some lane goes on."""
         layers, pools = len(self.pricer.prices.runs.kind), len(self.pricer.pools)
-        lengths = self.pricer.prices.runs.counts.sum(axis=1)
         hold, turn = (int(x) for x in self.lanes.table[0, 7:])
         early = self._role(late=False, slow=False)
         late = self._role(late=True, slow=False) if turn else early
         slow = self._role(late=True, slow=True) if turn < 0 else late
-        layer, other = ((r.cost / lengths).min(axis=(1, 2)) for r in (early, late))
-        least = layer if turn == 0 else np.minimum(layer, other)
+        layer, least = early.layer, np.minimum(early.layer, late.layer)
         count = np.arange(layers + 1)
 
         def without_dear(table: Array, each: Array) -> None:
