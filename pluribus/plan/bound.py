@@ -36,6 +36,7 @@ _PARTS = (0.3, 0.7)  # of what is delivered, tried as the price of pipelines
 _SKEWS, _DEPTHS = (0.93, 1.07), 6  # of a pool's price, and depths of each pipeline
 _FAR = 1.25  # of the least step of mixes of any number of pipelines: not looked beyond
 _ROUNDS = 24  # proofs tried in all
+_LESS = 2e-4  # of a step: columns that save less do not change where proofs are tried
 _TRIES = 4  # with new columns, where one is likely to fail
 
 
@@ -147,14 +148,16 @@ class Bound:
                 self._doubtful.setdefault(column.micro_batch_size, {})[slowest] = None
         for _ in range(_ROUNDS):
             share = self._first_to_try(deadline, share)
+            after = floor.deadline(ideal, most=deadline)
+            if after < deadline * (1 - _LESS):
+                deadline, share = after, 0
+                continue
             if share == len(_SHARES) or deadline * _SHARES[share] <= ideal:
                 break
-            open_columns = self.too_short(deadline * _SHARES[share])
-            if open_columns is None:
+            failed = self.too_short(deadline * _SHARES[share])
+            if failed is None:
                 return deadline * _SHARES[share]
-            if self._learn(open_columns):
-                deadline = min(floor.deadline(ideal, most=most), deadline)
-            else:
+            if not self._learn(failed):
                 share += 1
         return ideal
 
@@ -166,15 +169,18 @@ class Bound:
         return len(self.floor.columns) > known
 
     def _first_to_try(self, deadline: float, share: int) -> int:
-        """The first of `_SHARES` from one on at which a proof does not fail where it is likely
-        to."""
+        """The first of `_SHARES` from one on at which a proof does not fail where it is likely to,
+        or one at which the columns learned there make a mix."""
         low, high = share, len(_SHARES)
         while low < high:
             middle = min((low + high) // 2, low + 3)
+            sooner = deadline * _SHARES[middle]
             for _ in range(_TRIES):
-                failed = self.too_short(deadline * _SHARES[middle], doubtful=True)
+                failed = self.too_short(sooner, doubtful=True)
                 if failed is None or not self._learn(failed):
                     break
+                if self.floor.mix(sooner).total >= self.floor.batch:
+                    return middle
             if failed is None:
                 high = middle
             else:

@@ -116,13 +116,16 @@ static void lower(double *restrict into, const double *restrict from, int64_t n)
 /* Prices beyond either limit and its room become infinite; whether any is left. */
 static int64_t keep(double *restrict mine, const double *restrict pool, double here,
                     const double *restrict all, double anywhere, int64_t n) {
-    int64_t left = 0;
     for (int64_t r = 0; r < n; r++) {
-        int good = mine[r] <= pool[r] + here && mine[r] <= all[r] + anywhere;
-        mine[r] = good ? mine[r] : INFINITY;
-        left += mine[r] < INFINITY;
+        double limit = pool[r] + here, other = all[r] + anywhere;
+        limit = other < limit ? other : limit;
+        mine[r] = mine[r] <= limit ? mine[r] : INFINITY;
     }
-    return left > 0;
+    int64_t r = 0, left = 0;
+    for (; r + 8 <= n; r += 8)
+        for (int j = 0; j < 8; j++) left |= mine[r + j] < INFINITY;
+    for (; r < n; r++) left |= mine[r] < INFINITY;
+    return left;
 }
 
 /* Leaves out what no cheapest pipeline needs: a sender that costs more for a run than the cheapest
