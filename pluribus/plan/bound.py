@@ -27,8 +27,8 @@ from pluribus.plan.sums import least_tails
 _SAFE = 1e-7  # relative room for rounding errors
 # Of the least step of mixes of fractions, tried in turn.
 _SHARES = (
-    0.999, 0.998, 0.997, 0.996, 0.995, 0.994, 0.993, 0.992, 0.991, 0.99, 0.988, 0.986, 0.983, 0.98,
-    0.976, 0.972, 0.967, 0.962, 0.956, 0.95, 0.94, 0.93, 0.92, 0.9, 0.88, 0.85, 0.82, 0.79, 0.73,
+    0.9985, 0.997, 0.9955, 0.994, 0.992, 0.99, 0.987, 0.984, 0.98, 0.975, 0.97, 0.964, 0.957, 0.95,
+    0.94, 0.93, 0.915, 0.9, 0.88, 0.85, 0.82, 0.79, 0.73,
 )  # fmt: skip
 # Where a best mix of fractions has so few pipelines, a share of one weighs.
 _FEW, _WHOLE = 3, 0.02
@@ -146,19 +146,21 @@ class Bound:
             if times > 0:
                 slowest = floor.pace(column).slowest
                 self._doubtful.setdefault(column.micro_batch_size, {})[slowest] = None
+        fails = 0
         for _ in range(_ROUNDS):
             share = self._first_to_try(deadline, share)
             after = floor.deadline(ideal, most=deadline)
             if after < deadline * (1 - _LESS):
-                deadline, share = after, 0
+                deadline, share = after, fails
                 continue
             if share == len(_SHARES) or deadline * _SHARES[share] <= ideal:
                 break
             failed = self.too_short(deadline * _SHARES[share])
             if failed is None:
                 return deadline * _SHARES[share]
-            if not self._learn(failed):
-                share += 1
+            # Every further proof is long, and finds less.
+            fails += 1
+            share += fails - self._learn(failed)
         return ideal
 
     def _learn(self, columns: Sequence[Column]) -> bool:

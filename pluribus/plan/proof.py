@@ -30,6 +30,7 @@ from pluribus.plan.prices import MANY, Array
 from pluribus.plan.pricing import Lanes, Pricer
 
 _MOST = 1200  # cells beyond which a proof is given up
+_WIDE = 1.25  # and of wider cells no price of time is tried
 _NARROW = 1.004  # a cell's values within this ratio are looked at with many prices of time
 # Of what a second is worth at the pace of the slowest stage.
 _FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
@@ -186,8 +187,9 @@ class Proof:
             higher = (least > first[cells]) & (least <= last[cells])
             first[cells] = least
             done = cells[~higher & (least <= last[cells])]
-            if len(done):
-                self._few_timed(low, cap, first, last, done, plain[:, np.isin(cells, done)])
+            timed = done[cap[done] <= low[done] * _WIDE]
+            if len(timed):
+                self._few_timed(low, cap, first, last, timed, plain[:, np.isin(cells, timed)])
             cells = cells[higher]
         return first, last
 
