@@ -19,6 +19,7 @@ import numpy as np
 
 from pluribus.plan.columns import Column
 from pluribus.plan.generate import Generator
+from pluribus.plan.master import most_sequences
 from pluribus.plan.prices import Array, Hops
 from pluribus.plan.pricing import Pricer
 from pluribus.plan.proof import Proof
@@ -52,6 +53,9 @@ class Bound:
     pipelines: tuple[float, float] | None = None
     # By micro-batch size, the seconds of slowest stages at which a proof is likely to fail.
     _doubtful: dict[int, dict[float, None]] = field(default_factory=dict)
+    # Sequences/s that proofs have to allow for, where they failed.
+    _unproven: dict[Column, float] = field(default_factory=dict)
+    _known: tuple[int, float] = (0, 0.0)
 
     @cached_property
     def _alone(self) -> dict[int, Pricer]:
@@ -164,11 +168,25 @@ class Bound:
         return ideal
 
     def _learn(self, columns: Sequence[Column]) -> bool:
-        """Whether any of these columns is new."""
-        known = len(self.floor.columns)
+        """Whether any of these columns is new, or more of what a proof has to allow for."""
+        known = self._known
         for column in columns:
             self.floor.add(column)
-        return len(self.floor.columns) > known
+        self._known = len(self.floor.columns), sum(self._unproven.values())
+        return self._known != known
+
+    def _prices(self, deadline: float) -> tuple[Array, float]:
+        """The prices of the columns' best mix, among them those that proofs have to allow for,
+        though their steps may take longer."""
+        floor, columns = self.floor, [*self.floor.columns, *self._unproven]
+        rates = np.array(list(self._unproven.values()))
+        values = np.concatenate([floor.delivered(floor.columns, deadline), rates * deadline])
+        mix = most_sequences(
+            values, floor.chips_of(columns), floor.available, pipelines=floor.pipelines
+        )
+        if mix is None:
+            return floor.prices(deadline)
+        return np.maximum(mix.chip_values, 1e-3 * deadline * floor.speeds), mix.pipeline_value
 
     def _first_to_try(self, deadline: float, share: int) -> int:
         """The first of `_SHARES` from one on at which a proof does not fail where it is likely to,
@@ -197,9 +215,9 @@ class Bound:
             doubtful: look only where a proof is likely to fail; None then proves nothing.
         """
         floor = self.floor
-        chip_prices, each = floor.prices(deadline)
+        chip_prices, each = self._prices(deadline)
         total = floor.total(chip_prices, each)
-        if total <= 0:
+        if not 0 < total < floor.batch:
             return []
         scale = floor.batch * (1 - _SAFE) / total
         chip_prices, each = chip_prices * scale, each * scale
@@ -213,6 +231,10 @@ class Bound:
             for proof in proofs:
                 failed = proof.run(likely) if doubtful else proof.run()
                 if failed is not None:
+                    for column, delivered in proof.found.items():
+                        self._unproven[column] = max(
+                            delivered / deadline, self._unproven.get(column, 0.0)
+                        )
                     likely.update(dict.fromkeys(proof.failed.tolist()))
                     cost = chip_prices @ floor.chips_of(failed) + each
                     better = floor.delivered(failed, deadline) > cost

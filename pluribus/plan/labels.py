@@ -151,6 +151,7 @@ def cheap_and_quick(
             return True, []
         levels.append(labels)
     good = np.flatnonzero((labels.price < price) & (labels.end <= time * (1 + _EPS)))
+    good = good[np.argsort(labels.price[good], kind="stable")]
     columns = [_column(solution, levels, int(at)) for at in good[:_COLUMNS]]
     return bool(len(good)), columns
 

@@ -82,6 +82,7 @@ class Proof:
         least, most: micro-batches of a pipeline.
         each: sequences that a pipeline has to deliver beside those of its chips.
         failed: seconds of the slowest stages at which the last run failed.
+        found: pipelines that may deliver so many sequences there for all that it has proven.
     """
 
     pricer: Pricer
@@ -91,7 +92,7 @@ class Proof:
     most: int
     each: float = 0.0
     failed: Array = field(default_factory=lambda: np.zeros(0))
-    _found: list[Column] = field(default_factory=list)
+    found: dict[Column, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -109,7 +110,7 @@ class Proof:
         Args:
             only: seconds of a slowest stage that are looked at; all by default.
         """
-        self.failed, self._found = np.zeros(0), []
+        self.failed, self.found = np.zeros(0), {}
         values = stage_seconds(self.pricer.prices, self.deadline / self.least)
         if not len(values):
             return None
@@ -129,7 +130,7 @@ class Proof:
             last = cells[cells[:, 0] == cells[:, 1], 0]
             if len(last):
                 self.failed = values[last]
-                return [*self._found, *self._behind(self.failed)]
+                return [*self.found, *self._behind(self.failed)]
             cells = halves(values, cells)
         return None
 
@@ -303,7 +304,7 @@ class Proof:
                 solution, int(depth[pair]), float(price[pair]), float(room[pair]),
                 returns=late > 0,
             )  # fmt: skip
-            self._found += columns
+            self.found.update((column, self.size * int(m[pair])) for column in columns)
         return result
 
     def _outlast(
