@@ -29,6 +29,7 @@ from pluribus.plan.labels import cheap_and_quick
 from pluribus.plan.prices import MANY, Array
 from pluribus.plan.pricing import Lanes, Pricer
 
+_AT_ONCE = 16  # cells looked at together
 _MOST = 1200  # cells beyond which a proof is given up
 _WIDE = 1.25  # and of wider cells no price of time is tried
 _NARROW = 1.004  # a cell's values within this ratio are looked at with many prices of time
@@ -120,43 +121,47 @@ class Proof:
         return self._sweep(values, np.stack([cells, cells], axis=1))
 
     def _sweep(self, values: Array, cells: NDArray[np.intp]) -> list[Column] | None:
-        done = 0
+        done, excess = 0, np.ones(len(cells))
         while len(cells):
-            done += len(cells)
+            # Where a proof seems least likely, it is soonest known to fail.
+            order = np.argsort(-excess, kind="stable")
+            now, cells, excess = cells[order[:_AT_ONCE]], cells[order], excess[order]
+            done += len(now)
             if done > _MOST:
                 return []
-            low, cap = values[cells[:, 0]], values[cells[:, 1]]
-            cells = cells[self._open(low * (1 - _EPS), cap)]
-            last = cells[cells[:, 0] == cells[:, 1], 0]
+            low, cap = values[now[:, 0]], values[now[:, 1]]
+            more = self._excess(low * (1 - _EPS), cap)
+            now, more = now[more > 0], more[more > 0]
+            last = now[now[:, 0] == now[:, 1], 0]
             if len(last):
                 self.failed = values[last]
                 return [*self.found, *self._behind(self.failed)]
-            cells = halves(values, cells)
+            cells = np.concatenate([halves(values, now), cells[_AT_ONCE:]])
+            excess = np.concatenate([more, more, excess[_AT_ONCE:]])
         return None
 
-    def _open(self, low: Array, cap: Array) -> Array:
-        """[cells] whether a pipeline whose slowest stage takes from `low` to `cap` seconds may
-        deliver more than it costs."""
+    def _excess(self, low: Array, cap: Array) -> Array:
+        """[cells] by which share, at most, a pipeline whose slowest stage takes from `low` to `cap`
+        seconds may deliver more than it costs; 0 where none does."""
         counts = np.minimum(np.floor(self.deadline / low * (1 + _EPS)), self.most)
         result = self._few(low, cap, counts)
-        rest = np.flatnonzero(~result & (counts >= self.least))
+        rest = np.flatnonzero((result == 0) & (counts >= self.least))
         result[rest] = self._many(low[rest], cap[rest], counts[rest])
-        return result & (counts >= self.least)
+        return np.where(counts >= self.least, result, 0.0)
 
     def _few(self, low: Array, cap: Array, counts: Array) -> Array:
-        """[cells] whether m ≤ S is open: all that is in flight may be m micro-batches."""
-        result = np.zeros(len(cap), dtype=bool)
+        """[cells] what m ≤ S leave open: all that is in flight may be m micro-batches."""
+        result = np.zeros(len(cap))
         cell, first, last = np.arange(len(cap)), np.full(len(cap), self.least), counts.astype(int)
         while len(cell):
-            first, last = self._few_left(low[cell], cap[cell], first, last)
+            first, last, excess = self._few_left(low[cell], cap[cell], first, last)
             narrow = cap[cell] <= low[cell] * _NARROW
             for at in np.flatnonzero((first == last) & (cap[cell] <= low[cell] * _SINGLE)):
-                if self._few_within(low[cell[at]], cap[cell[at]], int(first[at])):
-                    result[cell[at]] = True
-                else:
+                if not self._few_within(low[cell[at]], cap[cell[at]], int(first[at])):
                     first[at] += 1
-            result[cell[(first == last) | ((first < last) & ~narrow)]] = True
-            kept = (first < last) & ~result[cell]
+            left = (first == last) | ((first < last) & ~narrow)
+            np.maximum.at(result, cell[left], excess[left])
+            kept = (first < last) & (result[cell] == 0)
             cell, first, last = cell[kept], first[kept], last[kept]
             middle = (first + last) // 2
             first, last = np.concatenate([first, middle + 1]), np.concatenate([middle, last])
@@ -173,10 +178,10 @@ class Proof:
 
     def _few_left(
         self, low: Array, cap: Array, first: NDArray[np.int64], last: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The first and the last m that are open of those given; the first beyond the last where
-        none is."""
-        first, last = first.copy(), last.copy()
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
+        """The first and the last m that are open of those given, and by which share pipelines may
+        deliver more there; the first beyond the last where none is."""
+        first, last, excess = first.copy(), last.copy(), np.zeros(len(low))
         cells = np.flatnonzero(first <= last)
         while len(cells):
             plain = self._plain(cap[cells], self.size * last[cells], first[cells])
@@ -188,17 +193,20 @@ class Proof:
             higher = (least > first[cells]) & (least <= last[cells])
             first[cells] = least
             done = cells[~higher & (least <= last[cells])]
+            excess[cells] = (1 - plain / (self.size * np.maximum(most, 1))).max(axis=0)
             timed = done[cap[done] <= low[done] * _WIDE]
             if len(timed):
-                self._few_timed(low, cap, first, last, timed, plain[:, np.isin(cells, timed)])
+                found = plain[:, np.isin(cells, timed)]
+                excess[timed] = self._few_timed(low, cap, first, last, timed, found)
             cells = cells[higher]
-        return first, last
+        return first, last, excess
 
     def _few_timed(
         self, low: Array, cap: Array, first: NDArray[np.int64], last: NDArray[np.int64],
         cells: NDArray[np.intp], plain: Array,
-    ) -> None:  # fmt: skip
-        """Narrows the m that are open by what a pipeline costs that is in time."""
+    ) -> Array:  # fmt: skip
+        """Narrows the m that are open by what a pipeline costs that is in time; `excess`."""
+        excess = np.zeros(len(cells))
         narrow = (cap[cells] <= low[cells] * _NARROW).all()
         theta, twice, late, toll = np.array(_FEW if narrow else _FEW_ROUGH).T
         lanes, turning = len(theta), twice < 0
@@ -230,8 +238,11 @@ class Proof:
             found[there] = values[depth[there], at]
             left = (m[row][:, None] - 1 - skipped[at]) * wait[at]
             price = found - worth[at] * (self.deadline - left + depth[:, None] * hidden[at])
-            open_ = m[row][(price < self.size * m[row][:, None]).all(axis=1)]
+            share = 1 - price.max(axis=1) / (self.size * m[row])
+            open_ = m[row][share > 0]
             first[cell], last[cell] = (open_.min(), open_.max()) if len(open_) else (1, 0)
+            excess[at] = share.max(initial=0.0)
+        return excess
 
     def _plain(self, cap: Array, budget: Array, hold: NDArray[np.int64] | int) -> Array:
         """[depths, cells] least prices, whatever time they take."""
@@ -239,8 +250,9 @@ class Proof:
         return self._prices(Lanes(cap, zero, zero, zero, hold), budget)
 
     def _many(self, low: Array, cap: Array, counts: Array) -> Array:
-        """[cells] whether m > S is open."""
+        """[cells] what m > S leave open."""
         plain = self._plain(cap, self.size * counts, MANY)
+        excess = np.maximum(1 - plain.min(axis=0) / (self.size * counts), _EPS)
         open_: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for cell, count in enumerate(counts.astype(int)):
             need = np.maximum(np.floor(plain[:, cell] / self.size) + 1, self.least)
@@ -253,13 +265,13 @@ class Proof:
                 left = [len(m) * (cap[c] <= low[c] * way.widest) for c, (_, m) in enumerate(open_)]
                 cells = np.flatnonzero(left)
                 if len(cells):
-                    self._outlast(way, low, cap, cells, open_)
+                    excess[cells] = self._outlast(way, low, cap, cells, open_)
             widest = _NARROW if ways is _WAYS else _SINGLE
             for cell, pairs in enumerate(open_):
                 if 0 < len(pairs[0]) <= _PAIRS and cap[cell] <= low[cell] * widest:
                     often = ways is _LAST_WAYS
                     open_[cell] = self._many_within(low[cell], cap[cell], *pairs, often=often)
-        return np.array([len(m) > 0 for _, m in open_], dtype=bool)
+        return np.where([len(m) > 0 for _, m in open_], excess, 0.0)
 
     def _many_within(
         self, low: float, cap: float, depth: NDArray[np.int64], m: NDArray[np.int64], *, often: bool
@@ -310,8 +322,10 @@ class Proof:
     def _outlast(
         self, way: _Way, low: Array, cap: Array, cells: NDArray[np.intp],
         open_: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    ) -> None:  # fmt: skip
-        """Leaves the depths and counts at which a pipeline may deliver more than it costs."""
+    ) -> Array:  # fmt: skip
+        """Leaves the depths and counts at which a pipeline may deliver more than it costs; by which
+        share it may."""
+        excess = np.zeros(len(cells))
         # The most times that stages may be passed.
         most = np.array([((open_[c][1] - 1) // open_[c][0]).max() + 1 for c in cells])
         times = np.floor(2 * (most[:, None] / 2) ** np.array(way.often))
@@ -351,8 +365,10 @@ class Proof:
             found[there] = values[depth[there] - 1, at]
             known = np.isfinite(room[at])
             price = np.where(known, found - np.where(known, room[at], 0.0), -np.inf)
-            kept = (price < self.size * m[:, None]).all(axis=1)
-            open_[cell] = depth[kept], m[kept]
+            share = 1 - price.max(axis=1) / (self.size * m)
+            open_[cell] = depth[share > 0], m[share > 0]
+            excess[at] = share.max(initial=0.0)
+        return excess
 
     def _prices(self, lanes: Lanes, budget: Array) -> Array:
         """[depths, lanes] least prices, one depth at least."""
