@@ -38,6 +38,7 @@ _SKEWS, _DEPTHS = (0.93, 1.07), 6  # of a pool's price, and depths of each pipel
 _FAR = 1.25  # of the least step of mixes of any number of pipelines: not looked beyond
 _ROUNDS = 24  # proofs tried in all
 _LESS = 2e-4  # of a step: columns that save less do not change where proofs are tried
+_PATIENCE = 600  # cells of proofs beyond which a bound that holds will do
 _TRIES = 4  # with new columns, where one is likely to fail
 
 
@@ -56,6 +57,7 @@ class Bound:
     # Sequences/s that proofs have to allow for, where they failed.
     _unproven: dict[Column, float] = field(default_factory=dict)
     _known: tuple[int, float] = (0, 0.0)
+    _looked_at: int = 0  # cells of proofs so far
 
     @cached_property
     def _alone(self) -> dict[int, Pricer]:
@@ -157,11 +159,16 @@ class Bound:
             if after < deadline * (1 - _LESS):
                 deadline, share = after, fails
                 continue
-            if share == len(_SHARES) or deadline * _SHARES[share] <= ideal:
+            # One further than seems to do, as what fails is lost; and that one, if it goes fast.
+            last = min(share + 1, len(_SHARES) - 1)
+            if share == len(_SHARES) or deadline * _SHARES[last] <= ideal:
                 break
-            failed = self.too_short(deadline * _SHARES[share])
+            failed = self.too_short(deadline * _SHARES[last])
             if failed is None:
-                return deadline * _SHARES[share]
+                quick = self._looked_at < _PATIENCE
+                if quick and self.too_short(deadline * _SHARES[share]) is None:
+                    last = share
+                return deadline * _SHARES[last]
             # Every further proof is long, and finds less.
             fails += 1
             share += fails - self._learn(failed)
@@ -230,6 +237,7 @@ class Bound:
                 proofs.append(Proof(pricer, chip_prices, deadline, 1, most, each))
             for proof in proofs:
                 failed = proof.run(likely) if doubtful else proof.run()
+                self._looked_at += proof.looked_at
                 if failed is not None:
                     for column, delivered in proof.found.items():
                         self._unproven[column] = max(

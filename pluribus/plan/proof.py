@@ -84,6 +84,7 @@ class Proof:
         each: sequences that a pipeline has to deliver beside those of its chips.
         failed: seconds of the slowest stages at which the last run failed.
         found: pipelines that may deliver so many sequences there for all that it has proven.
+        looked_at: cells of the last run.
     """
 
     pricer: Pricer
@@ -94,6 +95,7 @@ class Proof:
     each: float = 0.0
     failed: Array = field(default_factory=lambda: np.zeros(0))
     found: dict[Column, int] = field(default_factory=dict)
+    looked_at: int = 0
 
     @property
     def size(self) -> int:
@@ -111,7 +113,7 @@ class Proof:
         Args:
             only: seconds of a slowest stage that are looked at; all by default.
         """
-        self.failed, self.found = np.zeros(0), {}
+        self.failed, self.found, self.looked_at = np.zeros(0), {}, 0
         values = stage_seconds(self.pricer.prices, self.deadline / self.least)
         if not len(values):
             return None
@@ -121,13 +123,13 @@ class Proof:
         return self._sweep(values, np.stack([cells, cells], axis=1))
 
     def _sweep(self, values: Array, cells: NDArray[np.intp]) -> list[Column] | None:
-        done, excess = 0, np.ones(len(cells))
+        excess = np.ones(len(cells))
         while len(cells):
             # Where a proof seems least likely, it is soonest known to fail.
             order = np.argsort(-excess, kind="stable")
             now, cells, excess = cells[order[:_AT_ONCE]], cells[order], excess[order]
-            done += len(now)
-            if done > _MOST:
+            self.looked_at += len(now)
+            if self.looked_at > _MOST:
                 return []
             low, cap = values[now[:, 0]], values[now[:, 1]]
             more = self._excess(low * (1 - _EPS), cap)
