@@ -91,14 +91,14 @@ static size_t part(const Problem *p, Work *w, char *at) {
     return (size_t)(at - begin);
 }
 
-/* The cheapest kind of each sender for the first n runs, of kinds that hold `depth` micro-batches.
- */
+/* The cheapest kind of each sender for the first n runs, of kinds that hold `depth` micro-batches;
+ * of all senders, as if they were the first one, where that is all the `same`. */
 static void cheapest_kinds(const Problem *p, const double *cost, const int64_t *held,
-                           int64_t depth, int64_t n, int64_t stride, double *best) {
-    for (int64_t s = 0; s < p->senders; s++)
+                           int64_t depth, int64_t n, int64_t stride, int same, double *best) {
+    for (int64_t s = 0; s < (same ? 1 : p->senders); s++)
         for (int64_t r = 0; r < n; r++) best[s * stride + r] = INFINITY;
     for (int64_t k = 0; k < p->kinds; k++) {
-        double *restrict row = best + p->sender_of[k] * stride;
+        double *restrict row = best + (same ? 0 : p->sender_of[k]) * stride;
         const double *restrict mine = cost + k * stride;
         const int64_t *restrict fits = held + k * stride;
         for (int64_t r = 0; r < n; r++) {
@@ -256,6 +256,8 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
     const int64_t L = p->layers, R = p->runs, K = p->kinds, width = L + 1;
     const int64_t hold = (int64_t)lane->hold, turn = (int64_t)lane->turn, both = turn < 0;
     const double hops[ROLES] = {lane->hop, lane->hop + lane->late, lane->hop + lane->late};
+    /* Where messages are free and nobody asks for pipelines, it is all the same who sends. */
+    const int same = !turn && !table && hops[EARLY] == 0;
     const double before = turn && lane->late > 0 ? hops[LATE] : hops[EARLY];
     double layer = INFINITY, any = INFINITY;
     int64_t longest = 0, runs = 0;
@@ -336,10 +338,12 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
         for (int i = both ? EARLY : only; i < (both ? ROLES : only + 1); i++) {
             Role *role = w->role + i;
             if (role->held < 0 || (held != role->held && w->drops[held])) {
-                cheapest_kinds(p, role->cost, w->held, held, n, runs, role->best);
-                cheapest_kinds(p, role->opening, w->held_opening, held, openings, longest,
+                cheapest_kinds(p, role->cost, w->held, held, n, runs, same, role->best);
+                cheapest_kinds(p, role->opening, w->held_opening, held, openings, longest, same,
                                role->first);
-                without_dominated(p, hops[i], before, w, role, n, openings);
+                if (!same) without_dominated(p, hops[i], before, w, role, n, openings);
+                for (int64_t s = 0; same && s < p->senders; s++)
+                    role->goes_on[s] = role->opens[s] = s == 0;
             }
             role->held = held;
         }
