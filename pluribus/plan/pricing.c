@@ -46,6 +46,7 @@ typedef struct {
     double *cost, *opening;   /* [K, A] and of a first stage [K, Q] */
     double *best, *first;     /* [S, A], [S, Q] of the cheapest kinds that hold enough */
     int64_t *goes_on, *opens; /* [S] whether any of its `best`, or of `first`, is finite */
+    int64_t *plays, *begins;  /* [K] whether any of its `cost`, or of `opening`, is finite */
     int64_t held;             /* micro-batches that these kinds hold */
 } Role;
 
@@ -80,6 +81,7 @@ static size_t part(const Problem *p, Work *w, char *at) {
         role->cost = take(&at, K * R), role->opening = take(&at, K * L);
         role->best = take(&at, S * R), role->first = take(&at, S * L);
         role->goes_on = take(&at, S), role->opens = take(&at, S);
+        role->plays = take(&at, K), role->begins = take(&at, K);
     }
     w->held = take(&at, K * R), w->held_opening = take(&at, K * L);
     w->least = take(&at, (1 + p->pools) * R);
@@ -93,11 +95,13 @@ static size_t part(const Problem *p, Work *w, char *at) {
 
 /* The cheapest kind of each sender for the first n runs, of kinds that hold `depth` micro-batches;
  * of all senders, as if they were the first one, where that is all the `same`. */
-static void cheapest_kinds(const Problem *p, const double *cost, const int64_t *held,
-                           int64_t depth, int64_t n, int64_t stride, int same, double *best) {
+static void cheapest_kinds(const Problem *p, const double *cost, const int64_t *plays,
+                           const int64_t *held, int64_t depth, int64_t n, int64_t stride, int same,
+                           double *best) {
     for (int64_t s = 0; s < (same ? 1 : p->senders); s++)
         for (int64_t r = 0; r < n; r++) best[s * stride + r] = INFINITY;
     for (int64_t k = 0; k < p->kinds; k++) {
+        if (!plays[k]) continue;
         double *restrict row = best + (same ? 0 : p->sender_of[k]) * stride;
         const double *restrict mine = cost + k * stride;
         const int64_t *restrict fits = held + k * stride;
@@ -308,18 +312,22 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
         const double under = quick ? lane->least : INFINITY;
         mine->held = -1;
         for (int64_t k = 0; k < K; k++) {
+            int64_t plays = 0, begins = 0;
             for (int64_t r = 0; r < R; r++) {
                 if (w->place[r] < 0) continue;
                 double t = p->seconds[k * R + r], v = weight * t + p->prices[k] + more;
                 int out = t > cap || t < least || t >= under;
                 mine->cost[k * runs + w->place[r]] = out ? INFINITY : v;
+                plays |= !out;
             }
             for (int64_t q = 1; q <= longest; q++) {
                 double t = p->seconds[k * R + p->openings[q - 1]];
                 double v = weight * t + p->prices[k] + more + lane->tail * p->tails[k * L + q - 1];
                 int out = t > cap || t < least || t >= under;
                 mine->opening[k * longest + q - 1] = out ? INFINITY : v;
+                begins |= !out;
             }
+            mine->plays[k] = plays, mine->begins[k] = begins;
         }
     }
     w->segments = 0;
@@ -338,9 +346,9 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
         for (int i = both ? EARLY : only; i < (both ? ROLES : only + 1); i++) {
             Role *role = w->role + i;
             if (role->held < 0 || (held != role->held && w->drops[held])) {
-                cheapest_kinds(p, role->cost, w->held, held, n, runs, same, role->best);
-                cheapest_kinds(p, role->opening, w->held_opening, held, openings, longest, same,
-                               role->first);
+                cheapest_kinds(p, role->cost, role->plays, w->held, held, n, runs, same, role->best);
+                cheapest_kinds(p, role->opening, role->begins, w->held_opening, held, openings,
+                               longest, same, role->first);
                 if (!same) without_dominated(p, hops[i], before, w, role, n, openings);
                 for (int64_t s = 0; same && s < p->senders; s++)
                     role->goes_on[s] = role->opens[s] = s == 0;
