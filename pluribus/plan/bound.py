@@ -17,11 +17,12 @@ from functools import cached_property
 
 import numpy as np
 
+from pluribus.plan.caps import best_columns
 from pluribus.plan.columns import Column
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import most_sequences
-from pluribus.plan.prices import Array, Hops
-from pluribus.plan.pricing import Pricer
+from pluribus.plan.prices import MANY, Array, Hops
+from pluribus.plan.pricing import Lanes, Pricer
 from pluribus.plan.proof import Proof
 from pluribus.plan.sums import least_tails
 
@@ -36,6 +37,7 @@ _FEW, _WHOLE = 3, 0.02
 _PARTS = (0.3, 0.7)  # of what is delivered, tried as the price of pipelines
 _SKEWS, _DEPTHS = (0.93, 1.07), 6  # of a pool's price, and depths of each pipeline
 _FAR = 1.25  # of the least step of mixes of any number of pipelines: not looked beyond
+_PASSES = (1.0, 4.0, 16.0, 64.0)  # of a slowest stage in a step, where pipelines have to fit
 _ROUNDS = 24  # proofs tried in all
 _LESS = 2e-4  # of a step: columns that save less do not change where proofs are tried
 _PATIENCE = 600  # cells of proofs beyond which a bound that holds will do
@@ -145,6 +147,8 @@ class Bound:
             most: longer steps are not looked at.
         """
         floor, share = self.floor, 0
+        if floor.mix(deadline).total == 0 and self._fit(deadline):
+            deadline = floor.generate(most)
         if deadline >= most and self.too_short(most) is None:
             return most
         ideal = floor.ideal_seconds
@@ -173,6 +177,24 @@ class Bound:
             fails += 1
             share += fails - self._learn(failed)
         return ideal
+
+    def _fit(self, deadline: float) -> bool:
+        """Finds pipelines so small that as many as there have to be fit; whether they do."""
+        floor, zero = self.floor, np.zeros(len(_PASSES))
+        for _ in range(_ROUNDS):
+            ones = np.ones(len(floor.columns))
+            mix = most_sequences(ones, floor.chips_of(floor.columns), floor.available)
+            if self.pipelines is None or mix is None or mix.total >= self.pipelines[0]:
+                return True
+            known = len(floor.columns)
+            for pricer in floor.pricers.values():
+                lanes = Lanes(deadline / np.array(_PASSES), zero, zero, zero, MANY)
+                solution = pricer.solve(mix.chip_values, lanes, zero + 1)
+                for column in best_columns(solution, 1):
+                    floor.add(column)
+            if len(floor.columns) == known:
+                break
+        return False
 
     def _learn(self, columns: Sequence[Column]) -> bool:
         """Whether any of these columns is new, or more of what a proof has to allow for."""

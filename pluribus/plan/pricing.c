@@ -134,8 +134,8 @@ static int64_t keep(double *restrict mine, const double *restrict pool, double h
 
 /* Leaves out what no cheapest pipeline needs: a sender that costs more for a run than the cheapest
  * one of its pool, or of all, together with what messages after and before that one may cost. */
-static void without_dominated(const Problem *p, double hop, double before, const Work *w, Role *role,
-                              int64_t n, int64_t openings) {
+static void without_dominated(const Problem *p, double hop, double before, const Work *w,
+                              Role *role, int64_t n, int64_t openings) {
     const int64_t S = p->senders;
     double *all = w->least;
     for (int64_t i = 0; i < (1 + p->pools) * n; i++) w->least[i] = INFINITY;
@@ -346,7 +346,8 @@ static int64_t fill(const Problem *p, const Lane *lane, double *values, double *
         for (int i = both ? EARLY : only; i < (both ? ROLES : only + 1); i++) {
             Role *role = w->role + i;
             if (role->held < 0 || (held != role->held && w->drops[held])) {
-                cheapest_kinds(p, role->cost, role->plays, w->held, held, n, runs, same, role->best);
+                cheapest_kinds(p, role->cost, role->plays, w->held, held, n, runs, same,
+                               role->best);
                 cheapest_kinds(p, role->opening, role->begins, w->held_opening, held, openings,
                                longest, same, role->first);
                 if (!same) without_dominated(p, hops[i], before, w, role, n, openings);
