@@ -67,7 +67,8 @@ class _Way:
 
 
 _WAYS = (
-    _Way((0.9, 1.4), False, 1.1, (0.0, 1.0)), _Way((0.8, 1.0, 1.15), True, 1.03, (0.0,)),
+    _Way((0.9, 1.4), False, 1.1, (0.0, 1.0)), _Way((0.95,), True, 1.065, (0.0,)),
+    _Way((0.75, 1.15), True, 1.03, (0.0,)),
     _Way((0.5, 0.65, 0.9, 1.4, 1.8, 2.5), True, _NARROW, (0.0,)),
 )  # fmt: skip
 # Where one value is left, after labels.
