@@ -40,7 +40,7 @@ _FAR = 1.25  # of the least step of mixes of any number of pipelines: not looked
 _PASSES = (1.0, 4.0, 16.0, 64.0)  # of a slowest stage in a step, where pipelines have to fit
 _ROUNDS = 24  # proofs tried in all
 _LESS = 2e-4  # of a step: columns that save less do not change where proofs are tried
-_PATIENCE = 1000  # cells of proofs beyond which a bound that holds will do
+_PATIENCE = 700  # cells of proofs beyond which a bound that holds will do
 _TRIES = 4  # with new columns, where one is likely to fail
 
 

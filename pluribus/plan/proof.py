@@ -37,7 +37,8 @@ _NARROW = 1.004  # a cell's values within this ratio are looked at with many pri
 _FINE = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.4, 1.8, 2.5)
 # Of lanes for m ≤ S: what a second is worth; how many of m − 1 last stages are passed twice, or −1
 # where stages behind the slowest one are late; further passes of these; and waits they are let off.
-_FEW_ROUGH = ((0.8, -1, 0, 1), (1.0, -1, 0, 1), (0.6, 1, 1, 0), (0.8, 0.5, 1, 0))
+_FEW_FIRST = ((0.9, -1, 0, 1), (0.8, 0.5, 1, 0))
+_FEW_ROUGH = ((0.7, -1, 0, 1), (1.1, -1, 0, 1), (0.6, 1, 1, 0))
 _FEW = (
     *_FEW_ROUGH, (0.5, -1, 0, 1), (1.4, -1, 0, 1), (0.3, 1, 1, 0), (0.8, 1, 1, 0), (1.4, 1, 1, 0),
     (0.8, 0, 0, 0), (0.8, -1, -1, 0), (2.0, -1, -1, 0),
@@ -185,7 +186,7 @@ class Proof:
         """The first and the last m that are open of those given, and by which share pipelines may
         deliver more there; the first beyond the last where none is."""
         first, last, excess = first.copy(), last.copy(), np.zeros(len(low))
-        cells = np.flatnonzero(first <= last)
+        cells, narrow = np.flatnonzero(first <= last), cap <= low * _NARROW
         while len(cells):
             plain = self._plain(cap[cells], self.size * last[cells], first[cells])
             depths = np.arange(1, len(plain) + 1)[:, None]
@@ -198,20 +199,24 @@ class Proof:
             done = cells[~higher & (least <= last[cells])]
             excess[cells] = (1 - plain / (self.size * np.maximum(most, 1))).max(axis=0)
             timed = done[cap[done] <= low[done] * _WIDE]
-            if len(timed):
+            for ways in (_FEW_FIRST, None):
+                if not len(timed):
+                    break
+                ways = ways or (_FEW if narrow[timed].all() else _FEW_ROUGH)
                 found = plain[:, np.isin(cells, timed)]
-                excess[timed] = self._few_timed(low, cap, first, last, timed, found)
+                share = self._few_timed(low, cap, first, last, timed, found, ways)
+                excess[timed] = np.minimum(excess[timed], share)
+                timed = timed[first[timed] <= last[timed]]
             cells = cells[higher]
         return first, last, excess
 
     def _few_timed(
         self, low: Array, cap: Array, first: NDArray[np.int64], last: NDArray[np.int64],
-        cells: NDArray[np.intp], plain: Array,
+        cells: NDArray[np.intp], plain: Array, ways: tuple[tuple[float, ...], ...],
     ) -> Array:  # fmt: skip
         """Narrows the m that are open by what a pipeline costs that is in time; `excess`."""
         excess = np.zeros(len(cells))
-        narrow = (cap[cells] <= low[cells] * _NARROW).all()
-        theta, twice, late, toll = np.array(_FEW if narrow else _FEW_ROUGH).T
+        theta, twice, late, toll = np.array(ways).T
         lanes, turning = len(theta), twice < 0
         worth = self.size / low[cells, None] * theta
         weight, cap_of = worth.ravel(), np.repeat(cap[cells], lanes)
