@@ -59,7 +59,7 @@ def test_it_is_close_for_nearly_equal_stages() -> None:
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**20), size=st.integers(1, 9), micro_batches=st.integers(1, 30))
 def test_later_stages_are_passed_more_often(seed: int, size: int, micro_batches: int) -> None:
-    """The paths behind the proofs: `pluribus.plan.proof`."""
+    """The paths behind the proofs: `pluribus.plan.proof_question`."""
     rng = np.random.default_rng(seed)
     forward, backward = rng.uniform(0.2, 3, (2, size)) ** rng.choice([0.3, 1, 3])
     hops = rng.choice([0.0, 0.1, 2.0]) * rng.uniform(0, 1, size - 1)
