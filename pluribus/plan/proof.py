@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from pluribus.plan.caps import cells_of, halves, stage_seconds
 from pluribus.plan.columns import Column
-from pluribus.plan.proof_few import excess_of_few
-from pluribus.plan.proof_many import excess_of_many
 from pluribus.plan.prices import MANY, Array
 from pluribus.plan.pricing import Lanes
+from pluribus.plan.proof_few import excess_of_few
+from pluribus.plan.proof_many import excess_of_many
 from pluribus.plan.proof_question import EPS, FINE, Question
 
 _AT_ONCE = 16  # cells looked at together
