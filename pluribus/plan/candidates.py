@@ -17,7 +17,8 @@ from pluribus.plan.generate import Generator
 from pluribus.plan.master import least_money
 from pluribus.plan.prices import Array
 from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team, worthwhile
-from pluribus.plan.shapes import LEFT_OVER, Candidate, ShapeFinder
+from pluribus.plan.shape_space import LEFT_OVER
+from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.sums import team_seconds
 from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
 
