@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -103,13 +104,20 @@ def _exactly(
     takes = _coins(excess, sizes, counts)
     if takes is None:
         return None
+
+    def ends(i: int) -> tuple[float, int]:
+        return -paces[pipelines[i]].seconds(counts[i]), -i
+
     for size, number in takes.items():
+        last = [ends(i) for i, b in enumerate(sizes) if b == size and counts[i]]
+        heapq.heapify(last)
         for _ in range(number):
-            last = max(
-                (i for i, b in enumerate(sizes) if b == size and counts[i]),
-                key=lambda i: (paces[pipelines[i]].seconds(counts[i]), i),
-            )
-            counts[last] -= 1
+            i = -last[0][1]
+            counts[i] -= 1
+            if counts[i]:
+                heapq.heapreplace(last, ends(i))
+            else:
+                heapq.heappop(last)
     return counts
 
 

@@ -59,6 +59,7 @@ class ShapeFinder:
     setting: Setting
     _tables: dict[StageKind, StageTable] = field(default_factory=dict, compare=False, repr=False)
     _addresses: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[tuple, float] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self, kind: StageKind) -> StageTable:
         if kind not in self._tables:
@@ -178,11 +179,11 @@ class ShapeFinder:
         ):
             chips = self._chips(address)
             table = self.table(StageKind(address, tp, shape.micro_batch_size, shape.recompute))
-            per_node, known = setting.pool(address).chips_per_node, dict[tuple, float]()
+            per_node, known = setting.pool(address).chips_per_node, self._known
             for s in range(count):
                 parameters = float(table.parameters[layers[index]])
                 # Members a whole number of nodes further on are as far from each other.
-                alike = parameters, s * tp % per_node
+                alike = address, tp, count, shape.pipelines, parameters, s * tp % per_node
                 if alike not in known:
                     members = chips[s * tp : shape.pipelines * count * tp : count * tp]
                     gradients = parameters * setting.software.gradient_sync_bytes
@@ -190,8 +191,12 @@ class ShapeFinder:
                         gradients, members, setting.cluster, setting.profile,
                         flows=self._rings(address, members),
                     )  # fmt: skip
-                update = setting.update_seconds(address, range(*layers[index]), tp, parameters)
-                longest = max(longest, known[alike] + update)
+                held = address, tp, layers[index]
+                if held not in known:
+                    known[held] = setting.update_seconds(
+                        address, range(*layers[index]), tp, parameters
+                    )
+                longest = max(longest, known[alike] + known[held])
                 index += 1
         return longest
 
@@ -258,10 +263,14 @@ class ShapeFinder:
             )
             for i in range(count)
         ]
-        return sum(
-            message_seconds(num_bytes, a, b, self.setting.cluster, self.setting.profile)
-            for a, b in itertools.pairwise(chips)
-        )
+        return sum(self._message(num_bytes, a, b) for a, b in itertools.pairwise(chips))
+
+    def _message(self, num_bytes: float, a: str, b: str) -> float:
+        if (num_bytes, a, b) not in self._known:
+            self._known[num_bytes, a, b] = message_seconds(
+                num_bytes, a, b, self.setting.cluster, self.setting.profile
+            )
+        return self._known[num_bytes, a, b]
 
     def _chips(self, pool: str) -> tuple[str, ...]:
         if pool not in self._addresses:
