@@ -60,6 +60,7 @@ class ShapeFinder:
     _tables: dict[StageKind, StageTable] = field(default_factory=dict, compare=False, repr=False)
     _addresses: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
     _known: dict[tuple, float] = field(default_factory=dict, compare=False, repr=False)
+    _found: dict[tuple, list[Candidate]] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self, kind: StageKind) -> StageTable:
         if kind not in self._tables:
@@ -84,20 +85,54 @@ class ShapeFinder:
             and all(layer.supports_tp(tp) for layer in self.setting.model.layers)
         ]
 
+    def bound(self, team: tuple[str, ...], micro_batch_size: int, sequences: int) -> float:
+        """Seconds in which no shape of a team works through this many sequences; infinite where
+        none holds the model."""
+        space = self.space(team, micro_batch_size, sequences)
+        order, least, block = np.argsort(space.quick, kind="stable"), math.inf, _BLOCK[0]
+        for done in range(0, len(order), block):
+            rows = order[done : done + block]
+            if space.quick[rows[0]] >= least:
+                break
+            least = min(least, float(space.sharp(rows).min()))
+        return least
+
     def best(
-        self, team: tuple[str, ...], micro_batch_size: int, sequences: int, keep: int = 2
+        self,
+        team: tuple[str, ...],
+        micro_batch_size: int,
+        sequences: int,
+        keep: int = 2,
+        cuts: int | None = None,
     ) -> list[Candidate]:
         """The fastest ways for a team to work through this many sequences per step.
 
         Best first: shapes come in order of a bound no cut of them can beat, wait in a queue at a
         sharper one, and then at their exact time. What leaves the queue exact is therefore the
         best of all shapes; of many pools, of the most promising ones.
+
+        Args:
+            cuts: shapes whose layers are cut at most.
         """
+        asked = team, micro_batch_size, sequences, keep, cuts
+        if asked not in self._found:
+            self._found[asked] = self._best(*asked)
+        return self._found[asked]
+
+    def _best(
+        self,
+        team: tuple[str, ...],
+        micro_batch_size: int,
+        sequences: int,
+        keep: int,
+        cuts: int | None,
+    ) -> list[Candidate]:
         space = self.space(team, micro_batch_size, sequences)
         order, done, (block, widest) = np.argsort(space.quick, kind="stable"), 0, _BLOCK
         queue: list[tuple[float, int, int, Candidate | None]] = []
         found: list[Candidate] = []
-        cuts = _CUTS if len(team) > _EVERY_ORDER else len(space)
+        if cuts is None:
+            cuts = _CUTS if len(team) > _EVERY_ORDER else len(space)
         while len(found) < keep:
             if (
                 cuts
@@ -129,12 +164,16 @@ class ShapeFinder:
         pools; of more, from a good one on, as long as moving one pool helps."""
         micro_batches = shape.micro_batches(sequences)
         tried: dict[tuple[int, ...], Candidate | None] = {}
+        best = math.inf
 
         def seconds(order: tuple[int, ...]) -> float:
+            nonlocal best
             if order not in tried:
-                tried[order] = self.cut(shape.reordered(order), sequences)
+                tried[order] = self.cut(shape.reordered(order), sequences, most=best)
             candidate = tried[order]
-            return math.inf if candidate is None else candidate.seconds(micro_batches)
+            taken = math.inf if candidate is None else candidate.seconds(micro_batches)
+            best = min(best, taken)
+            return taken
 
         given = tuple(range(len(shape.pools)))
         if len(given) <= _EVERY_ORDER:
@@ -143,15 +182,18 @@ class ShapeFinder:
         memory = [self.setting.pool(pool).chip.memory_bytes * tp for pool, tp in
                   zip(shape.pools, shape.tensor_parallel, strict=True)]  # fmt: skip
         roomy = tuple(sorted(given, key=lambda i: -memory[i]))
-        best = min(given, roomy, key=seconds)
-        if math.isinf(seconds(best)):
+        now = min(given, roomy, key=seconds)
+        if math.isinf(seconds(now)):
             return None
-        while (better := min(_moved(best), key=seconds)) and seconds(better) < seconds(best):
-            best = better
-        return tried[best]
+        while (better := min(_moved(now), key=seconds)) and seconds(better) < seconds(now):
+            now = better
+        return tried[now]
 
-    def cut(self, shape: Shape, sequences: int, *, even: bool = False) -> Candidate | None:
-        """Cuts the layers over a shape's stages; None when they do not fit."""
+    def cut(
+        self, shape: Shape, sequences: int, *, even: bool = False, most: float = math.inf
+    ) -> Candidate | None:
+        """Cuts the layers over a shape's stages; None when they do not fit, or when passes alone
+        take more seconds than are of interest."""
         num_layers = len(self.setting.model.layers)
         if shape.depth > num_layers:
             return None
@@ -168,6 +210,8 @@ class ShapeFinder:
                 return None
             layers = cut
         seconds = [float(t.seconds[r]) for t, r in zip(tables, layers, strict=True)]
+        if sum(seconds) + (shape.micro_batches(sequences) - 1) * max(seconds) > most:
+            return None
         first = sum(seconds) + 2 * self._messages(shape)
         return Candidate(shape, layers, first, max(seconds), self._tail(shape, layers))
 
