@@ -16,7 +16,7 @@ from pluribus.plan.columns import Column, StageChoice, StageKind, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import least_money
 from pluribus.plan.prices import Array
-from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team, worthwhile
+from pluribus.plan.rounding import deal, repeated, repeated_seconds, whole_team, worthwhile
 from pluribus.plan.shape_space import LEFT_OVER
 from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.sums import team_seconds
@@ -109,9 +109,9 @@ def _proposals(
         if islands is not None:
             yield islands
     yield from _islands(generator, finder)
-    rows = [(team, seconds_of(generator, team)) for c in generator.columns
-            if (team := repeated(generator, c)) is not None]  # fmt: skip
-    yield from (team for team, _ in sorted(rows, key=lambda row: row[1])[:_REPEATED])
+    alike = sorted(generator.columns, key=lambda column: repeated_seconds(generator, column))
+    found = (repeated(generator, column) for column in alike)
+    yield from itertools.islice((team for team in found if team is not None), _REPEATED)
     if generator.available.sum() <= _SMALL:
         # With many pipelines mixes of columns gain all that sharing out gains.
         yield from _grouped(generator, finder, able)

@@ -145,14 +145,20 @@ def _coins(amount: int, sizes: Sequence[int], counts: Sequence[int]) -> dict[int
     return pay(amount, 0)
 
 
-def seconds_of(generator: Generator, team: Team) -> float:
-    """The estimated step of a team."""
-    return max(generator.pace(item.column).seconds(max(item.micro_batches)) for item in team)
-
-
 def repeated(generator: Generator, column: Column) -> Team | None:
     """As many pipelines of one column as there are chips for."""
+    count = _times(generator, column)
+    return deal(generator, {column: count}) if count else None
+
+
+def repeated_seconds(generator: Generator, column: Column) -> float:
+    """The estimated step of `repeated`, whose pipelines share the batch evenly."""
+    count, batches = _times(generator, column), generator.batch // column.micro_batch_size
+    return generator.pace(column).seconds(-(-batches // count)) if count else np.inf
+
+
+def _times(generator: Generator, column: Column) -> int:
+    """How often a column can be used by itself."""
     taken = generator.chips_of([column])[:, 0]
     fits = np.floor(generator.available[taken > 0] / taken[taken > 0]).min()
-    count = int(min(fits, generator.batch // column.micro_batch_size))
-    return deal(generator, {column: count}) if count else None
+    return int(min(fits, generator.batch // column.micro_batch_size))
