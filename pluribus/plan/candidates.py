@@ -59,6 +59,9 @@ def teams(
     if len(generator.pools) > FULL_PARTITIONS and generator.available.sum() > _SMALL:
         for team in _shallow(generator, deadline):
             found.setdefault(team, estimate(generator, team))
+    # Their sums stay inside pools, which no mix counts on: they must not end the search for mixes.
+    for team in _islands(generator, finder):
+        found.setdefault(team, estimate(generator, team))
     return sorted(found, key=found.__getitem__)
 
 
@@ -108,7 +111,6 @@ def _proposals(
         islands = whole_team(generator, generator.deadline(deadline, apart), apart)
         if islands is not None:
             yield islands
-    yield from _islands(generator, finder)
     alike = sorted(generator.columns, key=lambda column: repeated_seconds(generator, column))
     found = (repeated(generator, column) for column in alike)
     yield from itertools.islice((team for team in found if team is not None), _REPEATED)
@@ -125,7 +127,7 @@ def _islands(generator: Generator, finder: ShapeFinder) -> Iterator[Team]:
         found = [finder.best((pool,), size, generator.batch)[:1] for pool in generator.pools]
         uses = {column_of(c): c.shape.pipelines for each in found for c in each}
         if uses and sum(uses.values()) * size <= generator.batch:
-            team = deal(generator, uses)
+            team = deal(generator, uses, sums=False)
             if team is not None:
                 yield team
 

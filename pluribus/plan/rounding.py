@@ -51,11 +51,13 @@ def worthwhile(
     return [column for column, near in zip(columns, good, strict=True) if near]
 
 
-def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
+def deal(generator: Generator, uses: Mapping[Column, int], *, sums: bool = True) -> Team | None:
     """Deals the global batch to pipelines, so that the last one ends as early as can be.
 
     Args:
         uses: how many pipelines of each column.
+        sums: whether the estimated end of the step counts, gradient sums and update; else the last
+            backward pass does.
 
     Returns:
         The team, without pipelines that get nothing; None when the micro-batch sizes cannot sum
@@ -63,6 +65,8 @@ def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
     """
     pipelines = [column for column, count in uses.items() for _ in range(count)]
     paces = {column: generator.pace(column) for column in uses}
+    if not sums:
+        paces = {column: pace.with_tail(0.0) for column, pace in paces.items()}
     batch = generator.batch
 
     def delivered(seconds: float) -> int:
