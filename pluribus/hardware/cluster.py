@@ -197,6 +197,17 @@ class Cluster:
         sites = frozenset((self.pool(a).site, self.pool(b).site))
         return self._spec_by_ends.get(frozenset((a, b))) or self._spec_by_ends.get(sites)
 
+    def between(self, pool_a: str, pool_b: str) -> tuple[Link, LinkSpec | None]:
+        """The path between the first chips of two pools, and the [[link]] it takes, if any."""
+        if (pool_a, pool_b) not in self._between:
+            path = self.link(f"{pool_a}/0/0", f"{pool_b}/0/0")
+            self._between[pool_a, pool_b] = path, self.link_between_pools(pool_a, pool_b)
+        return self._between[pool_a, pool_b]
+
+    @functools.cached_property
+    def _between(self) -> dict[tuple[str, str], tuple[Link, LinkSpec | None]]:
+        return {}
+
     def link(self, chip_a: str, chip_b: str) -> Link:
         """The path between two chips, uncontended.
 

@@ -16,10 +16,11 @@ from pluribus.plan.columns import Column, StageChoice, StageKind, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import least_money
 from pluribus.plan.prices import Array
-from pluribus.plan.rounding import deal, repeated, seconds_of, whole_team, worthwhile
-from pluribus.plan.shapes import LEFT_OVER, Candidate, ShapeFinder
+from pluribus.plan.rounding import deal, repeated, repeated_seconds, whole_team, worthwhile
+from pluribus.plan.shape_space import LEFT_OVER
+from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.sums import team_seconds
-from pluribus.plan.teams import FULL_PARTITIONS, largest, partitions
+from pluribus.plan.teams import FULL_PARTITIONS, apart, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
@@ -30,6 +31,7 @@ _DEPTHS = 3  # of each pipeline: see `Generator.price`
 _SKEWS, _SKEWED = (0.95, 1.05), 2  # of the price of a pool's chips, and how many pools' prices
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
+_APART, _CUTS_APART = 4, 24  # ways to part all of more pools, and shapes cut for a group of each
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 _KEEP_OF_FEW = 8  # where chips may be left over
@@ -48,7 +50,8 @@ def teams(
     """
     found: dict[Team, float] = {}
     for team in _proposals(generator, finder, deadline, able):
-        found.setdefault(team, estimate(generator, team))
+        if team not in found:
+            found[team] = estimate(generator, team)
     # No team of columns is quicker than their best mix of fractions.
     best = min(found.values(), default=np.inf)
     for team in _mixed(generator, deadline, best):
@@ -56,6 +59,9 @@ def teams(
     if len(generator.pools) > FULL_PARTITIONS and generator.available.sum() > _SMALL:
         for team in _shallow(generator, deadline):
             found.setdefault(team, estimate(generator, team))
+    # Their sums stay inside pools, which no mix counts on: they must not end the search for mixes.
+    for team in _islands(generator, finder):
+        found.setdefault(team, estimate(generator, team))
     return sorted(found, key=found.__getitem__)
 
 
@@ -105,12 +111,25 @@ def _proposals(
         islands = whole_team(generator, generator.deadline(deadline, apart), apart)
         if islands is not None:
             yield islands
-    rows = [(team, seconds_of(generator, team)) for c in generator.columns
-            if (team := repeated(generator, c)) is not None]  # fmt: skip
-    yield from (team for team, _ in sorted(rows, key=lambda row: row[1])[:_REPEATED])
+    alike = sorted(generator.columns, key=lambda column: repeated_seconds(generator, column))
+    found = (repeated(generator, column) for column in alike)
+    yield from itertools.islice((team for team in found if team is not None), _REPEATED)
     if generator.available.sum() <= _SMALL:
         # With many pipelines mixes of columns gain all that sharing out gains.
         yield from _grouped(generator, finder, able)
+
+
+def _islands(generator: Generator, finder: ShapeFinder) -> Iterator[Team]:
+    """Each pool by itself in the shape in which it is quickest with the whole batch."""
+    for size in generator.pricers:
+        if generator.batch % size or len(generator.pools) == 1:
+            continue
+        found = [finder.best((pool,), size, generator.batch)[:1] for pool in generator.pools]
+        uses = {column_of(c): c.shape.pipelines for each in found for c in each}
+        if uses and sum(uses.values()) * size <= generator.batch:
+            team = deal(generator, uses, sums=False)
+            if team is not None:
+                yield team
 
 
 def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]:
@@ -177,27 +196,53 @@ def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> 
     if FULL_PARTITIONS < len(pools) <= _TOGETHER:
         cluster = generator.setting.cluster
         ways += [(largest(cluster, pools, n),) for n in range(2, len(pools) + 1)]
+        yield from _apart(generator, finder)
     for way in ways:
         for size in generator.pricers:
             if generator.batch % size == 0:
                 yield from _deals(generator, finder, way, size)
 
 
-def _deals(
-    generator: Generator, finder: ShapeFinder, way: Sequence[tuple[str, ...]], size: int
-) -> Iterator[Team]:
-    batch = generator.batch
+def _apart(generator: Generator, finder: ShapeFinder) -> Iterator[Team]:
+    """All pools in groups of which each has pipelines of its own: with many kinds of few chips one
+    pipeline wastes more on whole layers than two unlike ones."""
+    size = min(generator.pricers)
+    if generator.batch % size:
+        return
+
+    def seconds(group: tuple[str, ...]) -> float:
+        if finder.num_shapes(group) > _SHAPES:
+            return np.inf
+        return finder.bound(group, size, _dealt(generator, group, generator.pools, size))
+
+    for way in apart(generator.pools, seconds, _APART):
+        yield from _deals(generator, finder, way, size, _CUTS_APART)
+
+
+def _dealt(generator: Generator, group: Sequence[str], pools: Sequence[str], size: int) -> int:
+    """A group's part of the batch, by its part of these pools' speed."""
     speed = dict(zip(generator.pools, generator.available * generator.speeds, strict=True))
-    speeds = [sum(speed[pool] for pool in group) for group in way]
+    share = sum(speed[pool] for pool in group) / sum(speed[pool] for pool in pools)
+    return max(size, round(generator.batch * share))
+
+
+def _deals(
+    generator: Generator,
+    finder: ShapeFinder,
+    way: Sequence[tuple[str, ...]],
+    size: int,
+    cuts: int | None = None,
+) -> Iterator[Team]:
+    batch, pools = generator.batch, [pool for group in way for pool in group]
     options = []
-    for group, mine in zip(way, speeds, strict=True):
+    for group in way:
         if finder.num_shapes(group) > _SHAPES:
             return
-        sequences = max(size, round(batch * mine / sum(speeds)))
+        sequences = _dealt(generator, group, pools, size)
         keep = _KEEP if len(way) <= FULL_PARTITIONS else 1
         if len(way) == 1 and generator.available.sum() <= LEFT_OVER:
             keep = _KEEP_OF_FEW
-        options.append(finder.best(group, size, sequences, keep))
+        options.append(finder.best(group, size, sequences, keep, cuts))
     for choice in itertools.product(*options):
         uses = {column_of(candidate): candidate.shape.pipelines for candidate in choice}
         if sum(uses.values()) * size <= batch:

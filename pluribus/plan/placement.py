@@ -24,7 +24,7 @@ from pluribus.spec.plan import Pipeline
 Cost = tuple[float, float]  # seconds, bytes that leave their rail
 
 _ROUNDS = 2  # over the pools: the choice in one can shift the bottleneck to another
-_FEW = 64  # fragments of a pool up to which regular layouts are polished
+POLISHED = 64  # fragments of a pool up to which regular layouts are polished
 _MOST_TRIES = 500  # about 0.2 s
 
 
@@ -93,7 +93,7 @@ def _choose(traffic: Traffic, work: Sequence[Fragments], polish: bool) -> list[L
         ends.append((weigher.cost(0, start[0]), start))
     weigher.chosen = min(ends, key=lambda end: end[0])[1]
     for i, fragments in enumerate(work):
-        if polish and 1 < len(fragments.size) <= _FEW:
+        if polish and 1 < len(fragments.size) <= POLISHED:
             weigher.chosen[i] = _polished(weigher, i)
     return weigher.chosen
 
@@ -107,6 +107,7 @@ class _Weigher:
     chosen: list[Layout]
     _alone: dict[int, tuple[Layout, float, float]] = field(default_factory=dict)
     _apart: dict[bytes, float] = field(default_factory=dict)
+    _hops: dict[int, tuple[Layout, np.ndarray]] = field(default_factory=dict)
 
     def cost(self, i: int, layout: Layout) -> Cost:
         """Seconds, and bytes that leave their rail, with this layout of pool ``i``."""
@@ -142,11 +143,17 @@ class _Weigher:
         return known[1:]
 
     def _near(self, i: int, layout: Layout) -> np.ndarray:
-        pipelines = self.traffic.pipelines
-        near = np.zeros((len(pipelines), max(len(p.stages) for p in pipelines)), dtype=bool)
-        for j, fragments in enumerate(self.work):
-            near = neighbours(fragments, layout if j == i else self.chosen[j], near)
-        return near
+        near = [self._own(j, layout if j == i else other) for j, other in enumerate(self.chosen)]
+        return np.logical_or.reduce(near)
+
+    def _own(self, i: int, layout: Layout) -> np.ndarray:
+        """[pipeline, stage] of the hops inside pool ``i``, whether they stay in a node."""
+        known = self._hops.get(id(layout))
+        if known is None:
+            pipelines = self.traffic.pipelines
+            none = np.zeros((len(pipelines), max(len(p.stages) for p in pipelines)), dtype=bool)
+            known = self._hops[id(layout)] = layout, neighbours(self.work[i], layout, none)
+        return known[1]
 
 
 def _polished(weigher: _Weigher, i: int) -> Layout:

@@ -96,6 +96,9 @@ class Traffic:
         """
         links, pool = links_of(fragments.pool), fragments.pool.address
         index = {key: i for i, key in enumerate(fragments.keys)}
+        size = len(fragments.keys)
+        places = np.bincount(layout.node * size + fragments.peers)
+        places = np.pad(places, (0, -len(places) % size)).reshape(-1, size)  # [node, key]
         node_counts: dict[frozenset, tuple[int, ...]] = {}
         longest = 0.0
         for key in fragments.keys:
@@ -103,7 +106,7 @@ class Traffic:
             for members, num_bytes in self._sums[pool, key]:
                 if members not in node_counts:
                     here = [index[k] for address, k in members if address == pool]
-                    counts = np.bincount(layout.node[np.isin(fragments.peers, here)])
+                    counts = places[:, here].sum(axis=1)
                     node_counts[members] = tuple(counts[counts > 0].tolist())
                 counts = node_counts[members]
                 group = GroupShape(counts[0], len(counts))
@@ -148,9 +151,25 @@ class Traffic:
             rows: indices of the like pipelines.
             near: [pipeline, stage] whether a stage and the next share a node.
         """
+        depth = len(pipeline.stages)
+        hops = near[rows, : depth - 1].tobytes()
+        each = {hops[i : i + depth - 1] for i in range(0, len(hops), depth - 1)} if hops else {b""}
+        key = id(pipeline), b"".join(sorted(each))
+        if key not in self._slowest:
+            patterns = np.zeros((1, 0), dtype=bool)
+            if depth > 1:
+                patterns = np.frombuffer(key[1], dtype=bool).reshape(-1, depth - 1)
+            self._slowest[key] = self._seconds_of(pipeline, patterns)
+        return self._slowest[key]
+
+    @cached_property
+    def _slowest(self) -> dict[tuple[int, bytes], float]:
+        return {}  # pipelines live as long as `columns` does
+
+    def _seconds_of(self, pipeline: Pipeline, patterns: np.ndarray) -> float:
+        """Of the slowest of like pipelines, given where their hops stay inside a node."""
         times, close, far = self._times(pipeline)
         depth = len(times)
-        patterns = np.unique(near[rows, : depth - 1], axis=0)
         messages = np.where(patterns, close, far)  # [pattern, hop]
         hops = np.concatenate([messages, np.zeros((len(patterns), 1))], axis=1)
         way = np.cumsum((times + 2 * hops)[:, ::-1], axis=1)[:, ::-1]  # from each stage on

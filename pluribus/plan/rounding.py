@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -50,11 +51,13 @@ def worthwhile(
     return [column for column, near in zip(columns, good, strict=True) if near]
 
 
-def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
+def deal(generator: Generator, uses: Mapping[Column, int], *, sums: bool = True) -> Team | None:
     """Deals the global batch to pipelines, so that the last one ends as early as can be.
 
     Args:
         uses: how many pipelines of each column.
+        sums: whether the estimated end of the step counts, gradient sums and update; else the last
+            backward pass does.
 
     Returns:
         The team, without pipelines that get nothing; None when the micro-batch sizes cannot sum
@@ -62,6 +65,8 @@ def deal(generator: Generator, uses: Mapping[Column, int]) -> Team | None:
     """
     pipelines = [column for column, count in uses.items() for _ in range(count)]
     paces = {column: generator.pace(column) for column in uses}
+    if not sums:
+        paces = {column: pace.with_tail(0.0) for column, pace in paces.items()}
     batch = generator.batch
 
     def delivered(seconds: float) -> int:
@@ -103,13 +108,20 @@ def _exactly(
     takes = _coins(excess, sizes, counts)
     if takes is None:
         return None
+
+    def ends(i: int) -> tuple[float, int]:
+        return -paces[pipelines[i]].seconds(counts[i]), -i
+
     for size, number in takes.items():
+        last = [ends(i) for i, b in enumerate(sizes) if b == size and counts[i]]
+        heapq.heapify(last)
         for _ in range(number):
-            last = max(
-                (i for i, b in enumerate(sizes) if b == size and counts[i]),
-                key=lambda i: (paces[pipelines[i]].seconds(counts[i]), i),
-            )
-            counts[last] -= 1
+            i = -last[0][1]
+            counts[i] -= 1
+            if counts[i]:
+                heapq.heapreplace(last, ends(i))
+            else:
+                heapq.heappop(last)
     return counts
 
 
@@ -137,14 +149,20 @@ def _coins(amount: int, sizes: Sequence[int], counts: Sequence[int]) -> dict[int
     return pay(amount, 0)
 
 
-def seconds_of(generator: Generator, team: Team) -> float:
-    """The estimated step of a team."""
-    return max(generator.pace(item.column).seconds(max(item.micro_batches)) for item in team)
-
-
 def repeated(generator: Generator, column: Column) -> Team | None:
     """As many pipelines of one column as there are chips for."""
+    count = _times(generator, column)
+    return deal(generator, {column: count}) if count else None
+
+
+def repeated_seconds(generator: Generator, column: Column) -> float:
+    """The estimated step of `repeated`, whose pipelines share the batch evenly."""
+    count, batches = _times(generator, column), generator.batch // column.micro_batch_size
+    return generator.pace(column).seconds(-(-batches // count)) if count else np.inf
+
+
+def _times(generator: Generator, column: Column) -> int:
+    """How often a column can be used by itself."""
     taken = generator.chips_of([column])[:, 0]
     fits = np.floor(generator.available[taken > 0] / taken[taken > 0]).min()
-    count = int(min(fits, generator.batch // column.micro_batch_size))
-    return deal(generator, {column: count}) if count else None
+    return int(min(fits, generator.batch // column.micro_batch_size))

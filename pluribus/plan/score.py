@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pluribus.core.errors import PlanError
 from pluribus.plan.columns import Column, Team
-from pluribus.plan.placement import place, unplaced
+from pluribus.plan.placement import POLISHED, place, unplaced
 from pluribus.plan.split import even_split
 from pluribus.predict.predict import Forecast, forecast
 from pluribus.predict.setting import Setting
@@ -65,6 +66,17 @@ def score(team: Team, setting: Setting, *, polish: bool = False) -> Scored | Non
     )
     item = Scored(team, plan, forecast(plan, setting, {}))
     return item if item.fits else None
+
+
+def polished(item: Scored, setting: Setting) -> Scored | None:
+    """The same team placed with polish; None where there is none that fits or is polished."""
+    stages: Counter[str] = Counter()
+    for each in item.team:
+        for stage in each.column.stages:
+            stages[stage.kind.pool] += each.count
+    if min(stages.values()) > POLISHED:
+        return None
+    return score(item.team, setting, polish=True)
 
 
 def score_all(

@@ -27,7 +27,7 @@ from pluribus.plan.score import (
     Scored,
     one_of_each_way,
     ordered,
-    score,
+    polished,
     score_all,
     way,
     with_alone,
@@ -96,7 +96,7 @@ class Search:
             # Gradient sums can favour equal cuts: the even split runs in the race.
             scored.append(even)
         order = ordered(scored, self.setting, robust=self.robust)
-        placed = score(order[0].team, self.setting, polish=True)
+        placed = polished(order[0], self.setting)
         if placed is not None and placed.seconds < order[0].seconds:
             order[0] = with_alone(placed, alone)
         chosen = order[0]

@@ -11,12 +11,13 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from pluribus.hardware.cluster import Pool
+from pluribus.plan.shape_space import Shape, ShapeSpace
 from pluribus.plan.split import even_split, min_max_split
 from pluribus.plan.table import StageKind, StageTable
 from pluribus.predict.collectives import group_all_reduce_seconds, message_seconds
@@ -24,42 +25,10 @@ from pluribus.predict.curves import node_of
 from pluribus.predict.setting import Setting, boundary_bytes
 from pluribus.spec.plan import Pipeline, Stage
 
-_QUICK, _SHARP, _EXACT = range(3)  # how exact a shape's place in the queue is
+_BOUND, _EXACT = range(2)  # how exact a shape's place in the queue is
 _EVERY_ORDER = 4  # pools up to which every order along a pipeline is tried
-LEFT_OVER = 16  # groups of chips of a team up to which some may be left over
 _CUTS = 24  # shapes of more pools than these whose layers are cut
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a team's chips form like pipelines.
-
-    Attributes:
-        pools: addresses in pipeline order.
-        stages: per pool, stages per pipeline.
-        tensor_parallel: per pool, chips per stage.
-        pipelines: how many such pipelines.
-    """
-
-    pools: tuple[str, ...]
-    stages: tuple[int, ...]
-    tensor_parallel: tuple[int, ...]
-    pipelines: int
-    micro_batch_size: int
-    recompute: str
-
-    @property
-    def depth(self) -> int:
-        return sum(self.stages)
-
-    def reordered(self, order: Sequence[int]) -> Shape:
-        """The same stages with the pools in another order along the pipeline."""
-        return replace(
-            self,
-            pools=tuple(self.pools[i] for i in order),
-            stages=tuple(self.stages[i] for i in order),
-            tensor_parallel=tuple(self.tensor_parallel[i] for i in order),
-        )
+_BLOCK = 16, 512  # shapes whose bounds are sharpened together, at first and at most
 
 
 @dataclass(frozen=True)
@@ -90,6 +59,8 @@ class ShapeFinder:
     setting: Setting
     _tables: dict[StageKind, StageTable] = field(default_factory=dict, compare=False, repr=False)
     _addresses: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[tuple, float] = field(default_factory=dict, compare=False, repr=False)
+    _found: dict[tuple, list[Candidate]] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self, kind: StageKind) -> StageTable:
         if kind not in self._tables:
@@ -114,51 +85,95 @@ class ShapeFinder:
             and all(layer.supports_tp(tp) for layer in self.setting.model.layers)
         ]
 
+    def bound(self, team: tuple[str, ...], micro_batch_size: int, sequences: int) -> float:
+        """Seconds in which no shape of a team works through this many sequences; infinite where
+        none holds the model."""
+        space = self.space(team, micro_batch_size, sequences)
+        order, least, block = np.argsort(space.quick, kind="stable"), math.inf, _BLOCK[0]
+        for done in range(0, len(order), block):
+            rows = order[done : done + block]
+            if space.quick[rows[0]] >= least:
+                break
+            least = min(least, float(space.sharp(rows).min()))
+        return least
+
     def best(
-        self, team: tuple[str, ...], micro_batch_size: int, sequences: int, keep: int = 2
+        self,
+        team: tuple[str, ...],
+        micro_batch_size: int,
+        sequences: int,
+        keep: int = 2,
+        cuts: int | None = None,
     ) -> list[Candidate]:
         """The fastest ways for a team to work through this many sequences per step.
 
-        Best first: each shape waits in a queue at a bound no cut of it can beat, which is
-        sharpened and then replaced by its exact time when its turn comes. What leaves the queue
-        exact is therefore the best of all shapes; of many pools, of the most promising ones.
+        Best first: shapes come in order of a bound no cut of them can beat, wait in a queue at a
+        sharper one, and then at their exact time. What leaves the queue exact is therefore the
+        best of all shapes; of many pools, of the most promising ones.
+
+        Args:
+            cuts: shapes whose layers are cut at most.
         """
-        queue: list[tuple[float, int, int, Shape, Candidate | None]] = [
-            (self._quick_bound(shape, sequences), _QUICK, i, shape, None)
-            for i, shape in enumerate(self.shapes(team, micro_batch_size, sequences))
-        ]
-        heapq.heapify(queue)
+        asked = team, micro_batch_size, sequences, keep, cuts
+        if asked not in self._found:
+            self._found[asked] = self._best(*asked)
+        return self._found[asked]
+
+    def _best(
+        self,
+        team: tuple[str, ...],
+        micro_batch_size: int,
+        sequences: int,
+        keep: int,
+        cuts: int | None,
+    ) -> list[Candidate]:
+        space = self.space(team, micro_batch_size, sequences)
+        order, done, (block, widest) = np.argsort(space.quick, kind="stable"), 0, _BLOCK
+        queue: list[tuple[float, int, int, Candidate | None]] = []
         found: list[Candidate] = []
-        cuts = _CUTS if len(team) > _EVERY_ORDER else len(queue)
-        while queue and len(found) < keep:
-            _, level, i, shape, candidate = heapq.heappop(queue)
+        if cuts is None:
+            cuts = _CUTS if len(team) > _EVERY_ORDER else len(space)
+        while len(found) < keep:
+            if (
+                cuts
+                and done < len(order)
+                and (not queue or space.quick[order[done]] <= queue[0][0])
+            ):
+                rows = order[done : done + block]
+                done, block = done + len(rows), min(2 * block, widest)
+                bounds = np.maximum(space.quick[rows], space.sharp(rows))
+                for bound, row in zip(bounds.tolist(), rows.tolist(), strict=True):
+                    if math.isfinite(bound):
+                        heapq.heappush(queue, (bound, _BOUND, row, None))
+                continue
+            if not queue:
+                break
+            _, _, row, candidate = heapq.heappop(queue)
             if candidate is not None:
                 found.append(candidate)
-            elif not cuts:
-                continue
-            elif level == _QUICK:
-                bound = self._sharp_bound(shape, sequences)
-                if math.isfinite(bound):
-                    heapq.heappush(queue, (bound, _SHARP, i, shape, None))
-            else:
+            elif cuts:
                 cuts -= 1
-                candidate = self._best_order(shape, sequences)
+                candidate = self._best_order(space[row], sequences)
                 if candidate is not None:
-                    seconds = candidate.seconds(_micro_batches(shape, sequences))
-                    heapq.heappush(queue, (seconds, _EXACT, i, shape, candidate))
+                    seconds = candidate.seconds(candidate.shape.micro_batches(sequences))
+                    heapq.heappush(queue, (seconds, _EXACT, row, candidate))
         return found
 
     def _best_order(self, shape: Shape, sequences: int) -> Candidate | None:
         """The fastest cut over the orders of the pools along the pipeline: over all of a few
         pools; of more, from a good one on, as long as moving one pool helps."""
-        micro_batches = _micro_batches(shape, sequences)
+        micro_batches = shape.micro_batches(sequences)
         tried: dict[tuple[int, ...], Candidate | None] = {}
+        best = math.inf
 
         def seconds(order: tuple[int, ...]) -> float:
+            nonlocal best
             if order not in tried:
-                tried[order] = self.cut(shape.reordered(order), sequences)
+                tried[order] = self.cut(shape.reordered(order), sequences, most=best)
             candidate = tried[order]
-            return math.inf if candidate is None else candidate.seconds(micro_batches)
+            taken = math.inf if candidate is None else candidate.seconds(micro_batches)
+            best = min(best, taken)
+            return taken
 
         given = tuple(range(len(shape.pools)))
         if len(given) <= _EVERY_ORDER:
@@ -167,15 +182,18 @@ class ShapeFinder:
         memory = [self.setting.pool(pool).chip.memory_bytes * tp for pool, tp in
                   zip(shape.pools, shape.tensor_parallel, strict=True)]  # fmt: skip
         roomy = tuple(sorted(given, key=lambda i: -memory[i]))
-        best = min(given, roomy, key=seconds)
-        if math.isinf(seconds(best)):
+        now = min(given, roomy, key=seconds)
+        if math.isinf(seconds(now)):
             return None
-        while (better := min(_moved(best), key=seconds)) and seconds(better) < seconds(best):
-            best = better
-        return tried[best]
+        while (better := min(_moved(now), key=seconds)) and seconds(better) < seconds(now):
+            now = better
+        return tried[now]
 
-    def cut(self, shape: Shape, sequences: int, *, even: bool = False) -> Candidate | None:
-        """Cuts the layers over a shape's stages; None when they do not fit."""
+    def cut(
+        self, shape: Shape, sequences: int, *, even: bool = False, most: float = math.inf
+    ) -> Candidate | None:
+        """Cuts the layers over a shape's stages; None when they do not fit, or when passes alone
+        take more seconds than are of interest."""
         num_layers = len(self.setting.model.layers)
         if shape.depth > num_layers:
             return None
@@ -192,6 +210,8 @@ class ShapeFinder:
                 return None
             layers = cut
         seconds = [float(t.seconds[r]) for t, r in zip(tables, layers, strict=True)]
+        if sum(seconds) + (shape.micro_batches(sequences) - 1) * max(seconds) > most:
+            return None
         first = sum(seconds) + 2 * self._messages(shape)
         return Candidate(shape, layers, first, max(seconds), self._tail(shape, layers))
 
@@ -203,11 +223,11 @@ class ShapeFinder:
         ):
             chips = self._chips(address)
             table = self.table(StageKind(address, tp, shape.micro_batch_size, shape.recompute))
-            per_node, known = setting.pool(address).chips_per_node, dict[tuple, float]()
+            per_node, known = setting.pool(address).chips_per_node, self._known
             for s in range(count):
                 parameters = float(table.parameters[layers[index]])
                 # Members a whole number of nodes further on are as far from each other.
-                alike = parameters, s * tp % per_node
+                alike = address, tp, count, shape.pipelines, parameters, s * tp % per_node
                 if alike not in known:
                     members = chips[s * tp : shape.pipelines * count * tp : count * tp]
                     gradients = parameters * setting.software.gradient_sync_bytes
@@ -215,8 +235,12 @@ class ShapeFinder:
                         gradients, members, setting.cluster, setting.profile,
                         flows=self._rings(address, members),
                     )  # fmt: skip
-                update = setting.update_seconds(address, range(*layers[index]), tp, parameters)
-                longest = max(longest, known[alike] + update)
+                held = address, tp, layers[index]
+                if held not in known:
+                    known[held] = setting.update_seconds(
+                        address, range(*layers[index]), tp, parameters
+                    )
+                longest = max(longest, known[alike] + known[held])
                 index += 1
         return longest
 
@@ -242,24 +266,14 @@ class ShapeFinder:
         self, team: tuple[str, ...], micro_batch_size: int, sequences: int
     ) -> Iterator[Shape]:
         """Every shape of a team, the pools in the team's order."""
-        pools = [self.setting.pool(address) for address in team]
-        num_layers = len(self.setting.model.layers)
-        asked = self.setting.job.plan.recompute
-        modes = {"auto": ("none", "full")}.get(asked)
-        for degrees in itertools.product(*map(self.tensor_parallel_degrees, pools)):
-            groups = [p.num_chips // tp for p, tp in zip(pools, degrees, strict=True)]
-            most = min(*groups, sequences // micro_batch_size)
-            # More pipelines of the same depth use more chips at the same speed each: only the
-            # largest count of each depth is weighed, which is where some pool's depth changes.
-            counts = {g // depth for g in groups for depth in range(1, num_layers + 1)}
-            for pipelines in sorted({min(count, most) for count in counts} - {0}):
-                deepest = [min(g // pipelines, num_layers) for g in groups]
-                # Few chips may do better without some of them: every further stage is a message.
-                least = [1] * len(deepest) if sum(groups) <= LEFT_OVER else deepest
-                each = (range(a, b + 1) for a, b in zip(least, deepest, strict=True))
-                ways = itertools.product(*each)
-                for stages, recompute in itertools.product(ways, modes or (asked,)):
-                    yield Shape(team, stages, degrees, pipelines, micro_batch_size, recompute)
+        return iter(self.space(team, micro_batch_size, sequences))
+
+    def space(self, team: tuple[str, ...], micro_batch_size: int, sequences: int) -> ShapeSpace:
+        """All of them."""
+        degrees = tuple(
+            tuple(self.tensor_parallel_degrees(self.setting.pool(address))) for address in team
+        )
+        return ShapeSpace(self.setting, self.table, team, degrees, micro_batch_size, sequences)
 
     def num_shapes(self, team: tuple[str, ...]) -> int:
         """At most how many shapes a team has."""
@@ -283,45 +297,6 @@ class ShapeFinder:
             for table in [self.table(kind)] * count
         ]
 
-    def _quick_bound(self, shape: Shape, sequences: int) -> float:
-        """Were blocks divisible, every stage would take the same time τ, once per micro-batch.
-
-        A kind needs at least r times the first kind's seconds for any block, so stages of it do
-        at most τ ÷ r of the first kind's work: Σ stages · τ ÷ r ≥ seconds of all blocks on the
-        first kind.
-        """
-        kinds = self._kinds(shape)
-        first = self.table(kinds[0]).block_seconds
-        rate = sum(
-            count / float((self.table(kind).block_seconds / first).min())
-            for kind, count in zip(kinds, shape.stages, strict=True)
-        )
-        return _micro_batches(shape, sequences) * float(first.sum()) / rate
-
-    def _sharp_bound(self, shape: Shape, sequences: int) -> float:
-        """Blocks are whole, and a stage holds no more than its memory: the least τ at which the
-        stages together take all blocks, then as many times as there are micro-batches."""
-        micro_batches = _micro_batches(shape, sequences)
-        each, most = [], []
-        quickest = np.inf
-        for kind, count in zip(self._kinds(shape), shape.stages, strict=True):
-            table = self.table(kind)
-            quickest = np.minimum(quickest, table.layer_seconds)
-            each += [table.least_block_seconds] * count
-            # Whatever the order, the j-th of these stages from the end holds at least j.
-            most += [table.most_layers(min(j, micro_batches)) for j in range(1, count + 1)]
-        if min(most) == 0:
-            return math.inf
-        num_blocks = self.setting.model.num_blocks
-        times = np.unique(each)[:, None] * np.arange(1, num_blocks + 1)
-        times = np.sort(times.ravel())
-        # A hair more, so that n · t ÷ t counts as n whatever the rounding.
-        held = np.minimum(times[:, None] * (1 + 1e-9) // each, most).sum(axis=1)
-        enough = np.nonzero(held >= num_blocks)[0]
-        if not len(enough):
-            return math.inf
-        return (micro_batches - 1) * float(times[enough[0]]) + float(np.sum(quickest))
-
     def _messages(self, shape: Shape) -> float:
         """Seconds of one micro-batch's messages from the first stage to the last."""
         num_bytes = boundary_bytes(self.setting, shape.micro_batch_size)
@@ -332,10 +307,14 @@ class ShapeFinder:
             )
             for i in range(count)
         ]
-        return sum(
-            message_seconds(num_bytes, a, b, self.setting.cluster, self.setting.profile)
-            for a, b in itertools.pairwise(chips)
-        )
+        return sum(self._message(num_bytes, a, b) for a, b in itertools.pairwise(chips))
+
+    def _message(self, num_bytes: float, a: str, b: str) -> float:
+        if (num_bytes, a, b) not in self._known:
+            self._known[num_bytes, a, b] = message_seconds(
+                num_bytes, a, b, self.setting.cluster, self.setting.profile
+            )
+        return self._known[num_bytes, a, b]
 
     def _chips(self, pool: str) -> tuple[str, ...]:
         if pool not in self._addresses:
@@ -381,12 +360,7 @@ def _moved(order: tuple[int, ...]) -> list[tuple[int, ...]]:
     return moved
 
 
-def _micro_batches(shape: Shape, sequences: int) -> int:
-    """Micro-batches of the busiest pipeline."""
-    return max(1, math.ceil(sequences / (shape.pipelines * shape.micro_batch_size)))
-
-
 def _in_flight(shape: Shape, sequences: int) -> list[int]:
     """Micro-batches held at each stage under 1F1B."""
-    micro_batches = _micro_batches(shape, sequences)
+    micro_batches = shape.micro_batches(sequences)
     return [min(shape.depth - s, micro_batches) for s in range(shape.depth)]

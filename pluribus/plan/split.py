@@ -1,11 +1,27 @@
-"""Cuts a list of layers over unlike stages so that the slowest stage is as fast as can be."""
+"""Cuts a list of layers over unlike stages so that the slowest stage is as fast as can be: in C
+(`split.c`), and the same in numpy. Both give the same bits."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from pluribus.core import native
+
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURES: dict[str, native.Signature] = {
+    "pluribus_split": (ctypes.c_int, (_INT, _INT, *[_POINTER] * 4)),
+}
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    return native.load(Path(__file__).with_name("split.c"), _SIGNATURES)
 
 
 def min_max_split(costs: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...] | None:
@@ -24,6 +40,24 @@ def min_max_split(costs: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...] | 
         Two dynamic programs over (stages, layers), O(S L²): the first finds the least maximum
         (the linear partition problem with unlike bins), the second the least sum below it.
     """
+    library = _library()
+    if library is None:
+        return split_numpy(costs)
+    size, stages = costs[0].shape[0], len(costs)
+    costs = [np.ascontiguousarray(cost, dtype=np.float64) for cost in costs]
+    where = np.array([cost.__array_interface__["data"][0] for cost in costs], dtype=np.uintp)
+    work, ends = np.empty(2 * size), np.empty(stages + 1, np.int64)
+    choices = np.empty(stages * size, np.int64)
+    buffers = (where, work, choices, ends)
+    if stages >= size or not library.pluribus_split(
+        stages, size, *(buffer.__array_interface__["data"][0] for buffer in buffers)
+    ):
+        return None
+    return tuple(itertools.pairwise(ends.tolist()))
+
+
+def split_numpy(costs: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...] | None:
+    """`min_max_split` without a compiler."""
     size = costs[0].shape[0]
     least = np.full(size, np.inf)
     least[0] = -np.inf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pluribus.hardware.cluster import Cluster
 
@@ -29,6 +29,21 @@ def partitions(pools: Sequence[str], able: Sequence[str]) -> list[tuple[Team, ..
         for pair in itertools.combinations(pools, 2)
     ]
     return [tuple((pool,) for pool in able), *pairs] if able else pairs
+
+
+def apart(
+    pools: Sequence[str], seconds: Callable[[Team], float], most: int
+) -> list[tuple[Team, ...]]:
+    """The most promising ways to deal all pools to two or more teams.
+
+    Args:
+        seconds: of a team for as large a part of the batch as it has of all pools' speed.
+        most: ways.
+    """
+    teams = [team for n in range(1, len(pools)) for team in itertools.combinations(pools, n)]
+    pace = {team: 1 / seconds(team) for team in teams}  # 0 where it does not hold the model
+    ways = [way for way in _set_partitions(pools) if len(way) > 1 and all(pace[t] for t in way)]
+    return sorted(ways, key=lambda way: -sum(pace[team] for team in way))[:most]
 
 
 def largest(cluster: Cluster, pools: Sequence[str], count: int) -> Team:

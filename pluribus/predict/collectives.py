@@ -139,7 +139,11 @@ def group_all_reduce_seconds(
         seconds = curve_all_reduce_seconds(num_bytes, chips, cluster, profile, flows)
         if seconds is not None:
             return seconds
-    members = Counter(_pool(chip) for chip in chips)
+    on_node = Counter(chip.rpartition("/")[0] for chip in chips)
+    nodes: dict[str, list[int]] = {}
+    for node, count in on_node.items():
+        nodes.setdefault(node.rpartition("/")[0], []).append(count)
+    members = {pool: sum(counts) for pool, counts in nodes.items()}
     pools = sorted(members)
     if len(pools) == 2 and len(chips) == 2:
         measured = profile and profile.link(*pools, ALL_REDUCE)
@@ -148,12 +152,11 @@ def group_all_reduce_seconds(
     inside = 0.0
     for address, count in members.items():
         if count > 1:
-            nodes = Counter(chip.rsplit("/", 1)[0] for chip in chips if _pool(chip) == address)
             pool = cluster.pool(address)
-            times = operator_times(profile, pool.chip) if len(nodes) == 1 else None
+            times = operator_times(profile, pool.chip) if len(nodes[address]) == 1 else None
             seconds = times and times.collective(ALL_REDUCE, count, num_bytes)
             if seconds is None:
-                seconds = _in_pool(num_bytes, tuple(nodes.values()), pool).seconds
+                seconds = _in_pool(num_bytes, tuple(nodes[address]), pool).seconds
             inside = max(inside, seconds)
     if len(pools) == 1:
         return inside

@@ -95,8 +95,7 @@ class _Way:
 
     @classmethod
     def of(cls, a: str, b: str, members: Mapping[str, int], cluster: Cluster) -> _Way:
-        link = cluster.link(f"{a}/0/0", f"{b}/0/0")
-        spec = cluster.link_between_pools(a, b)
+        link, spec = cluster.between(a, b)
         # After the inner reduce-scatter every member carries its own part across.
         rate = link.bytes_per_s * min(members[a], members[b])
         ahead = spec and spec.between[0] in (a, a.partition("/")[0])

@@ -71,10 +71,10 @@ def gradient_sum(
     beside = setting.software.sum_byte_s * num_bytes
     if len({stage.tensor_parallel for stage in stages}) > 1:
         beside += max(
-            relayout_work(
-                Parameters.of(layers, Degrees.of(stage)).total, setting.pool(stage.pool).chip
-            ).seconds(factors)
-            for stage in stages
+            relayout_work(Parameters.of(layers, degrees).total, setting.pool(pool).chip).seconds(
+                factors
+            )
+            for degrees, pool in {(Degrees.of(stage), stage.pool) for stage in stages}
         )
     first = Phase(
         (max(phase.seconds for phase in inside) + beside) * factors.overhead,

@@ -77,13 +77,13 @@ def forecast(plan: Plan, setting: Setting, alone: Mapping[str, float]) -> Foreca
     tokens_per_s = plan.global_batch * setting.sequence_length / step
     bottleneck = max(prices, key=lambda lane: prices[lane].busy)
     like: dict[tuple, tuple[StagePrediction, ...]] = {}
-    for p, pipeline in enumerate(plan.pipelines):
-        if (use := _use(pipeline)) not in like:
+    for p, (pipeline, use) in enumerate(zip(plan.pipelines, timed.uses, strict=True)):
+        if use not in like:
             like[use] = tuple(
                 _stage_prediction(setting, pipeline, s, prices[p, s], step)
                 for s in range(len(pipeline.stages))
             )
-    stages = tuple(like[_use(pipeline)] for pipeline in plan.pipelines)
+    stages = tuple(like[use] for use in timed.uses)
     total_alone = sum(alone.values())
     prediction = Prediction(
         step_seconds=_interval(plan, setting, step, prices),
@@ -104,6 +104,7 @@ class _Timed:
     prices: Mapping[Lane, StagePrice]
     durations: Durations
     timeline: Timeline
+    uses: Sequence[tuple]  # of the pipelines
 
 
 def _timed(plan: Plan, setting: Setting) -> _Timed:
@@ -111,8 +112,9 @@ def _timed(plan: Plan, setting: Setting) -> _Timed:
     groups = gradient_groups(plan, setting.tied_layers)
     like: dict[tuple, list[StagePrice]] = {}
     prices = {}
-    for p, pipeline in enumerate(plan.pipelines):
-        if (use := _use(pipeline)) not in like:
+    uses = [_use(pipeline) for pipeline in plan.pipelines]
+    for p, (pipeline, use) in enumerate(zip(plan.pipelines, uses, strict=True)):
+        if use not in like:
             like[use] = [stage_price(setting, pipeline, s) for s in range(len(pipeline.stages))]
         prices |= {(p, s): price for s, price in enumerate(like[use])}
     durations = _durations(plan, setting, prices)
@@ -121,7 +123,7 @@ def _timed(plan: Plan, setting: Setting) -> _Timed:
     durations = replace(durations, reduce=_sums(plan, setting, groups, prices, start))
     tails = simulate(tail_actions(heads, groups), durations, groups, start).courses
     timeline = Timeline({lane: head.followed_by(tails[lane]) for lane, head in heads.items()})
-    return _Timed(prices, durations, timeline)
+    return _Timed(prices, durations, timeline, uses)
 
 
 def _use(pipeline: Pipeline) -> tuple:

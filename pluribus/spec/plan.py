@@ -85,7 +85,7 @@ class Stage:
         """Replicas inside the stage, among which micro-batches are dealt."""
         return len(self.chips) // (self.tensor_parallel * self.context_parallel)
 
-    @property
+    @cached_property
     def pool(self) -> str:
         """Address ``site/pool`` of the stage's chips."""
         return self.chips[0].rsplit("/", 2)[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pluribus.model.share import Share
-from pluribus.plan.shapes import LEFT_OVER, Candidate, Shape, ShapeFinder, _micro_batches
+from pluribus.plan.shape_space import LEFT_OVER, Shape
+from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.table import StageKind, StageTable
 from pluribus.predict.memory import stage_memory
 from pluribus.predict.schedule import max_in_flight
@@ -98,7 +100,7 @@ def small_settings(draw: st.DrawFn) -> Setting:
 
 
 def seconds_of(candidate: Candidate, sequences: int) -> float:
-    return candidate.seconds(_micro_batches(candidate.shape, sequences))
+    return candidate.seconds(candidate.shape.micro_batches(sequences))
 
 
 @settings(max_examples=40, deadline=None)
@@ -109,9 +111,9 @@ def test_the_queue_finds_what_brute_force_finds(setting: Setting, size: int) -> 
     team = tuple(pool.address for pool in setting.cluster.pools)
     sequences = setting.job.train.global_batch
     every = []
-    for shape in finder.shapes(team, size, sequences):
-        quick = finder._quick_bound(shape, sequences)
-        sharp = finder._sharp_bound(shape, sequences) if shape.depth <= 7 else math.inf
+    space = finder.space(team, size, sequences)
+    sharps = space.sharp(np.arange(len(space))) if len(space) else []
+    for shape, quick, sharp in zip(space, space.quick, sharps, strict=True):
         times = []
         for order in itertools.permutations(range(len(team))):
             candidate = finder.cut(shape.reordered(order), sequences)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pluribus.plan.share import deal_evenly, deal_micro_batches
-from pluribus.plan.split import even_split, min_max_split
+from pluribus.plan.split import _library, even_split, min_max_split, split_numpy
 
 entries = st.one_of(st.integers(-5, 20).map(float), st.just(math.inf))
 
@@ -51,6 +51,29 @@ def test_the_cut_has_the_least_maximum_and_then_the_least_total(costs: list[np.n
     assert ends == sorted(set(ends))  # no stage is empty
     paid = [float(cost[run]) for cost, run in zip(costs, found, strict=True)]
     assert (max(paid), sum(paid)) == best
+
+
+@settings(max_examples=200, deadline=None)
+@given(costs=stage_costs())
+def test_c_and_numpy_cut_alike(costs: list[np.ndarray]) -> None:
+    if _library() is None:
+        pytest.skip("no C compiler")
+    assert min_max_split(costs) == split_numpy(costs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**20), stages=st.integers(1, 12))
+def test_c_and_numpy_cut_many_layers_alike(seed: int, stages: int) -> None:
+    """Sums of unlike layers, where rounding could tell one order of additions from another."""
+    rng = np.random.default_rng(seed)
+    costs = []
+    for _ in range(stages):
+        done = np.concatenate([[0.0], np.cumsum(rng.choice(rng.uniform(0.1, 1, 3), 40))])
+        cost = done[None] - done[:, None]
+        cost[np.tril_indices(len(done))] = np.inf
+        cost[cost > rng.uniform(0.05, 1.2) * done[-1]] = np.inf
+        costs.append(cost)
+    assert min_max_split(costs) == split_numpy(costs)
 
 
 def test_a_chip_twice_as_fast_takes_twice_the_layers() -> None:
