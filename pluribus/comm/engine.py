@@ -389,7 +389,7 @@ class Engine:
         self._more = False
         self._health.until = None
         with contextlib.suppress(OSError):
-            self._health.tell_all(word, said)
+            self._health.tell_all(word, said, self._lanes.following)
         for path in self._mesh.paths():
             self._watch.forget(path)
         mesh, self._mesh = self._mesh, Mesh(self._mesh.epoch)

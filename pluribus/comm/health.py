@@ -121,8 +121,7 @@ class Health:
             self._lost.discard(peer)
             self._end(peer, _told(said, self._name(peer)), 0.0)
         elif header.kind == CANCEL:
-            if self.cancelled is None or header.operation < self.cancelled[0]:
-                self.cancelled = header.operation, _told(said, self._name(peer))
+            self._cancel(header.operation, _told(said, self._name(peer)))
         elif header.kind in (RECEIPT, RESEND):
             concerned = self._mesh.numbered(peer)[header.operation]
             if header.kind == RECEIPT:
@@ -134,6 +133,13 @@ class Health:
             if peer in self._lost:  # the ends of its other paths were seen first
                 self._lost.discard(peer)
                 del self._verdicts[peer]
+            # No rank can be sure to end what needs all: some wait only for each other, and one of
+            # those may have given up over a message to the peer that left.
+            self._cancel(header.operation, self.left[peer])
+
+    def _cancel(self, number: int, error: CollectiveError) -> None:
+        if self.cancelled is None or number < self.cancelled[0]:
+            self.cancelled = number, error
 
     def miss(self, path: Path, number: int, frame: int) -> None:
         """A frame came with other bits on the path with this number; the peer is asked for it."""

@@ -64,6 +64,11 @@ class Lanes:
         self.all = list(self._lanes.values())
         self.jobs: deque[Job] = deque()
 
+    @property
+    def following(self) -> int:
+        """Number of the first collective that has not started here."""
+        return self._number + 1
+
     def start(self, task: Task) -> None:
         """Takes a task in; `settle` sets it going."""
         self._number += 1

@@ -224,6 +224,25 @@ def test_leaving_in_the_middle(seed: int) -> None:
     case.goes_on(case.others)
 
 
+@pytest.mark.parametrize("root", [0, 1, 2])
+def test_who_waits_for_one_that_stays_learns_that_another_has_left(root: int) -> None:
+    """Whoever gave up over a message to the leaver starts no collective any more: one that waits
+    only for it must not wait till its time is over."""
+    groups = connect(3, Options(address="127.0.0.1"), dist.HashStore())
+    leaver, waits = (root + 1) % 3, (root + 2) % 3
+    opts = dist.BroadcastOptions()
+    opts.rootRank = root
+    work = groups[waits].broadcast([torch.zeros(1)], opts)
+    groups[leaver].shutdown()
+    with pytest.raises(errors.PeerLeft) as late:
+        work.wait()
+    assert late.value.ranks == (leaver,)
+    with pytest.raises(errors.PeerLeft):
+        groups[root].broadcast([torch.zeros(1)], opts).wait()
+    for rank in (root, waits):
+        groups[rank].shutdown()
+
+
 @pytest.mark.parametrize("seed", range(CASES))
 def test_leaving_when_all_is_done_disturbs_nobody(seed: int) -> None:
     case = Case(300_000 + seed)

@@ -26,7 +26,7 @@ DATA = 1  # a chunk of a collective: operation = its number in the group, part =
 MESSAGE = 2  # a piece of a point-to-point message: operation = tag, part = number of the piece
 PING, PONG = 3, 4
 ABORT = 5  # the sender gives the group up; the payload says why, in UTF-8
-GOODBYE = 6  # the sender leaves and needs nothing any more
+GOODBYE = 6  # the sender leaves, and starts no collective from number `operation` on
 CANCEL = 7  # the sender ends no collective from number `operation` on; the payload says why
 RECEIPT = 8  # of the path with number `operation`: frames before number `part` are here
 RESEND = 9  # that path's frame number `part` came with other bits
