@@ -16,7 +16,14 @@ from pluribus.plan.columns import Column, StageChoice, StageKind, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import least_money
 from pluribus.plan.prices import Array
-from pluribus.plan.rounding import deal, repeated, repeated_seconds, whole_team, worthwhile
+from pluribus.plan.rounding import (
+    deal,
+    repeated,
+    repeated_seconds,
+    whole_team,
+    whole_teams,
+    worthwhile,
+)
 from pluribus.plan.shape_space import LEFT_OVER
 from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.sums import team_seconds
@@ -24,9 +31,15 @@ from pluribus.plan.teams import FULL_PARTITIONS, apart, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
-_WORTHWHILE = 0.97  # columns of a mix deliver this share of their chips' worth
 _MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
 _WAIT = 0.005  # of a step that all may wait for the sums of columns that fill the chips
+# Several such waits, each with the shares of their chips' worth that its columns have to deliver:
+# more columns hold better mixes, of fewer the integer program finds better ones.
+_WAITS_OF_FEW = ((0.005, (0.0, 0.97)), (0.02, (0.0,)), (0.04, (0.0,)), (0.08, (0.0, 0.97)))
+_WAITS = (
+    (0.0025, (0.95,)), (0.005, (0.97,)), (0.01, (0.97,)), (0.02, (0.97, 0.985)), (0.04, (0.985,)),
+)  # fmt: skip
+_WAITS_WIDE = ((0.02, (0.985,)),)
 _DEPTHS = 3  # of each pipeline: see `Generator.price`
 _SKEWS, _SKEWED = (0.95, 1.05), 2  # of the price of a pool's chips, and how many pools' prices
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
@@ -55,7 +68,8 @@ def teams(
     # No team of columns is quicker than their best mix of fractions.
     best = min(found.values(), default=np.inf)
     for team in _mixed(generator, deadline, best):
-        found.setdefault(team, estimate(generator, team))
+        if team not in found:
+            found[team] = estimate(generator, team)
     if len(generator.pools) > FULL_PARTITIONS and generator.available.sum() > _SMALL:
         for team in _shallow(generator, deadline):
             found.setdefault(team, estimate(generator, team))
@@ -99,7 +113,7 @@ def hourly_price(generator: Generator) -> Array:
 
 def estimate(generator: Generator, team: Team) -> float:
     """Seconds of a team's step, its gradient sums those of its own mix of columns."""
-    paces = [generator.slow_pace(item.column) for item in team]
+    paces = [generator.timed_pace(item.column, max(item.micro_batches)) for item in team]
     return team_seconds(generator.setting, team, paces)
 
 
@@ -159,15 +173,15 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
         if least > min(_MUCH_SLOWER * deadline, best):
             return
         generator.take_sums_of(generator.mix(least, wide).uses, wide)
-        able = generator.share(wide, generator.shared_tail + _WAIT * least)
-        soonest = generator.deadline(generator.ideal_seconds, able)
-        for share in (0.0, _WORTHWHILE) if few else (_WORTHWHILE,):
-            columns = tuple(worthwhile(generator, soonest, able, share))
-            if columns not in tried:
-                tried.add(columns)
-                team = whole_team(generator, soonest, columns)
-                if team is not None:
-                    yield team
+        tail = generator.shared_tail
+        for wait, shares in _WAITS_OF_FEW if few else _WAITS if width == 1 else _WAITS_WIDE:
+            able = generator.share(wide, tail + wait * least)
+            soonest = generator.deadline(generator.ideal_seconds, able)
+            for share in shares:
+                columns = tuple(worthwhile(generator, soonest, able, share))
+                if columns not in tried:
+                    tried.add(columns)
+                    yield from whole_teams(generator, soonest, columns)
 
 
 def _shallow(generator: Generator, deadline: float) -> Iterator[Team]:

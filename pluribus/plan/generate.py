@@ -31,6 +31,7 @@ _CAPS = 10  # limits on a stage's seconds tried in a round for a micro-batch siz
 _NEAR = 0.93  # of the best limit's ratio: limits that promise less are not tried
 _USED = 0.01  # columns of a mix that are used less often do not count
 _EXACT = 1e-4  # of a step: how exactly the least one is found
+_USUAL = 1.25  # times the ideal step: for its micro-batches columns are timed exactly
 _KEEP = 0.85  # columns that deliver less than this share of what their chips cost are forgotten
 
 
@@ -56,6 +57,7 @@ class Generator:
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _own_tails: dict[Column, float] = field(default_factory=dict)
+    _timed: dict[tuple[Column, int], float] = field(default_factory=dict)
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
     _drain: Array | None = None  # [L] seconds between the last backward of its stages and of all
     _shared_tail: float = 0.0
@@ -160,21 +162,13 @@ class Generator:
             self._paces[column] = pace.with_tail(max(pace.tail, self._shared_tail))
         return self._paces[column]
 
-    @cached_property
-    def _far(self) -> dict[int, Hops]:
-        return {
-            size: Hops.of(self.setting, self.kinds, self.pools, size, "far")
-            for size in self.pricers
-        }
-
-    def slow_pace(self, column: Column) -> Pace:
-        """How fast a column is if all its messages leave their node: few placements keep those
-        inside that delay a pipeline most."""
-        pricer, pace = self.pricers[column.micro_batch_size], self.pace(column)
-        far = self._far[column.micro_batch_size]
-        rows = [self._row[stage.kind] for stage in column.stages]
-        hops = far.seconds[far.senders[rows[:-1]], pricer.pool_of[rows[1:]]]
-        return Pace(column, pace.forward, pace.backward, hops, pace.tail, pace.limit)
+    def timed_pace(self, column: Column, micro_batches: int) -> Pace:
+        """The same, exact for a number of micro-batches, its messages as they usually are."""
+        key = column, micro_batches
+        if key not in self._timed:
+            pace = self.pace(column)
+            self._timed[key] = pace.timed(micro_batches, self.setting.software).stretch
+        return replace(self.pace(column), stretch=self._timed[key])
 
     def _pace(self, column: Column, tails: Array) -> Pace:
         pricer = self.pricers[column.micro_batch_size]
@@ -187,6 +181,9 @@ class Generator:
         hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
         limit = self.batch // column.micro_batch_size
         pace = Pace(column, forward, backward, hops, 0.0, limit)
+        if self.estimates_sums:
+            usual = max(pace.most(self.ideal_seconds * _USUAL), 1)
+            pace = pace.timed(usual, self.setting.software)
         # A later stage is through with its passes before the first one is.
         tail = float((tails[rows, runs] - pace.early).max())
         if self._layer_sums is not None and self._drain is not None:

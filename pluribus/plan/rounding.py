@@ -12,13 +12,24 @@ from pluribus.plan.generate import Generator
 from pluribus.plan.master import most_sequences
 
 _TRIES = 12  # deadlines tried for one integer mix
-_FIRST = 0.002  # by how much a deadline grows at least from one try to the next
+_LATER = 0.002  # by how much a deadline grows whose mix cannot be dealt the batch
+_SOONER = 1e-4  # a team that ends sooner by less is the last
 
 
 def whole_team(
     generator: Generator, deadline: float, columns: Sequence[Column] | None = None
 ) -> Team | None:
-    """The team of whole pipelines that ends soonest, tried from a deadline on.
+    """The team of whole pipelines that ends soonest."""
+    return next(iter(whole_teams(generator, deadline, columns)), None)
+
+
+def whole_teams(
+    generator: Generator, deadline: float, columns: Sequence[Column] | None = None
+) -> list[Team]:
+    """Teams of whole pipelines, the one that ends soonest first.
+
+    What delivers most by a deadline that is too short ends soon after it: the next deadline is
+    that end, until no mix ends sooner (Dinkelbach 1967).
 
     Args:
         generator: with the columns and their pace.
@@ -27,19 +38,27 @@ def whole_team(
     """
     columns = tuple(generator.columns if columns is None else columns)
     chips = generator.chips_of(columns)
+    found: dict[Team, float] = {}
     for _ in range(_TRIES):
         values = generator.delivered(columns, deadline)
         mix = most_sequences(values, chips, generator.available, whole=True)
-        if mix is not None and mix.total >= generator.batch:
-            uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
-            team = deal(generator, uses)
-            if team is not None:
-                return team
         if mix is None or not mix.total:
-            return None
-        missing = 1 - mix.total / generator.batch
-        deadline *= 1 + max(_FIRST, 0.6 * min(missing, 1.0))
-    return None
+            break
+        uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
+        team = deal(generator, uses)
+        if team is None:
+            deadline *= 1 + _LATER
+            continue
+        soonest, end = min(found.values(), default=np.inf), _end(generator, team)
+        found.setdefault(team, end)
+        if end > (1 - _SOONER) * soonest:
+            break
+        deadline = end
+    return sorted(found, key=found.__getitem__)
+
+
+def _end(generator: Generator, team: Team) -> float:
+    return max(generator.pace(c.column).seconds(max(c.micro_batches)) for c in team)
 
 
 def worthwhile(
