@@ -45,6 +45,7 @@ _SKEWS, _SKEWED = (0.95, 1.05), 2  # of the price of a pool's chips, and how man
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _APART, _CUTS_APART = 4, 24  # ways to part all of more pools, and shapes cut for a group of each
+_HOPELESS = 1.1  # times the quickest team so far: whose passes take longer is not looked at closer
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 _KEEP_OF_FEW = 8  # where chips may be left over
@@ -62,11 +63,12 @@ def teams(
         able: pools that hold the model by themselves.
     """
     found: dict[Team, float] = {}
+    best = np.inf
     for team in _proposals(generator, finder, deadline, able):
         if team not in found:
-            found[team] = estimate(generator, team)
+            found[team] = estimate(generator, team, _HOPELESS * best)
+            best = min(best, found[team])
     # No team of columns is quicker than their best mix of fractions.
-    best = min(found.values(), default=np.inf)
     for team in _mixed(generator, deadline, best):
         if team not in found:
             found[team] = estimate(generator, team)
@@ -111,9 +113,18 @@ def hourly_price(generator: Generator) -> Array:
     return np.array(prices)
 
 
-def estimate(generator: Generator, team: Team) -> float:
-    """Seconds of a team's step, its gradient sums those of its own mix of columns."""
+def estimate(generator: Generator, team: Team, most: float = np.inf) -> float:
+    """Seconds of a team's step, its gradient sums those of its own mix of columns.
+
+    Args:
+        most: of teams whose passes alone take longer only those count.
+    """
     paces = [generator.timed_pace(item.column, max(item.micro_batches)) for item in team]
+    last = max(
+        p.seconds(max(item.micro_batches)) - p.tail for p, item in zip(paces, team, strict=True)
+    )
+    if last > most:
+        return last
     return team_seconds(generator.setting, team, paces)
 
 
@@ -141,7 +152,7 @@ def _islands(generator: Generator, finder: ShapeFinder) -> Iterator[Team]:
         found = [finder.best((pool,), size, generator.batch)[:1] for pool in generator.pools]
         uses = {column_of(c): c.shape.pipelines for each in found for c in each}
         if uses and sum(uses.values()) * size <= generator.batch:
-            team = deal(generator, uses, sums=False)
+            team = deal(generator, uses, {c: generator.pace(c).with_tail(0.0) for c in uses})
             if team is not None:
                 yield team
 

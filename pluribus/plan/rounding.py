@@ -10,6 +10,7 @@ import numpy as np
 from pluribus.plan.columns import Column, PipelineClass, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import most_sequences
+from pluribus.plan.pace import Pace
 
 _TRIES = 12  # deadlines tried for one integer mix
 _LATER = 0.002  # by how much a deadline grows whose mix cannot be dealt the batch
@@ -70,22 +71,21 @@ def worthwhile(
     return [column for column, near in zip(columns, good, strict=True) if near]
 
 
-def deal(generator: Generator, uses: Mapping[Column, int], *, sums: bool = True) -> Team | None:
+def deal(
+    generator: Generator, uses: Mapping[Column, int], paces: Mapping[Column, Pace] | None = None
+) -> Team | None:
     """Deals the global batch to pipelines, so that the last one ends as early as can be.
 
     Args:
         uses: how many pipelines of each column.
-        sums: whether the estimated end of the step counts, gradient sums and update; else the last
-            backward pass does.
+        paces: of the columns; by default those that the generator knows.
 
     Returns:
         The team, without pipelines that get nothing; None when the micro-batch sizes cannot sum
         to the batch.
     """
     pipelines = [column for column, count in uses.items() for _ in range(count)]
-    paces = {column: generator.pace(column) for column in uses}
-    if not sums:
-        paces = {column: pace.with_tail(0.0) for column, pace in paces.items()}
+    paces = paces or {column: generator.pace(column) for column in uses}
     batch = generator.batch
 
     def delivered(seconds: float) -> int:
@@ -114,6 +114,26 @@ def deal(generator: Generator, uses: Mapping[Column, int], *, sums: bool = True)
         if mine:
             team.append(PipelineClass(column, tuple(sorted(mine, reverse=True))))
     return tuple(team)
+
+
+def redealt(generator: Generator, team: Team, lasts: Sequence[float]) -> Team | None:
+    """The batch dealt anew by what a timeline says of a team.
+
+    Args:
+        lasts: [classes] when the last pipeline of each has done its last backward.
+
+    Returns:
+        The team, None if its last backwards end no sooner.
+    """
+    paces = {}
+    for item, last in zip(team, lasts, strict=True):
+        pace = generator.pace(item.column).with_tail(0.0)
+        paces[item.column] = pace.with_tail(last - pace.seconds(max(item.micro_batches)))
+    dealt = deal(generator, {item.column: item.count for item in team}, paces)
+    if dealt is None:
+        return None
+    end = max(paces[item.column].seconds(max(item.micro_batches)) for item in dealt)
+    return dealt if end < (1 - _SOONER) * max(lasts) else None
 
 
 def _exactly(
