@@ -32,16 +32,16 @@ from pluribus.plan.teams import FULL_PARTITIONS, apart, largest, partitions
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
 _MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
-_WAIT = 0.005  # of a step that all may wait for the sums of columns that fill the chips
-# Several such waits, each with the shares of their chips' worth that its columns have to deliver:
-# more columns hold better mixes, of fewer the integer program finds better ones.
+# How much longer all may wait for their sums, as a share of a step, and with each wait the share of
+# their chips' worth that its columns have to deliver: more columns hold better mixes, of fewer the
+# integer program finds better ones.
 _WAITS_OF_FEW = ((0.005, (0.0, 0.97)), (0.02, (0.0,)), (0.04, (0.0,)), (0.08, (0.0, 0.97)))
 _WAITS = (
     (0.0025, (0.95,)), (0.005, (0.97,)), (0.01, (0.97,)), (0.02, (0.97, 0.985)), (0.04, (0.985,)),
 )  # fmt: skip
 _WAITS_WIDE = ((0.02, (0.985,)),)
-_DEPTHS = 3  # of each pipeline: see `Generator.price`
-_SKEWS, _SKEWED = (0.95, 1.05), 2  # of the price of a pool's chips, and how many pools' prices
+_DEPTHS = 6  # of each pipeline: see `Generator.price`
+_SKEW, _SKEWED = 1.04, 2  # of the price of a pool's chips, and how many pools' prices
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _APART, _CUTS_APART = 4, 24  # ways to part all of more pools, and shapes cut for a group of each
@@ -49,8 +49,6 @@ _HOPELESS = 1.1  # times the quickest team so far: whose passes take longer is n
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 _KEEP_OF_FEW = 8  # where chips may be left over
-_SHALLOW = (1.0, 0.4)  # stages per layer of the model, at most
-_MUCH_SHALLOWER = 1.1  # columns of limited depth whose mix is slower than the best by this are left
 
 
 def teams(
@@ -72,9 +70,6 @@ def teams(
     for team in _mixed(generator, deadline, best):
         if team not in found:
             found[team] = estimate(generator, team)
-    if len(generator.pools) > FULL_PARTITIONS and generator.available.sum() > _SMALL:
-        for team in _shallow(generator, deadline):
-            found.setdefault(team, estimate(generator, team))
     # Their sums stay inside pools, which no mix counts on: they must not end the search for mixes.
     for team in _islands(generator, finder):
         found.setdefault(team, estimate(generator, team))
@@ -173,8 +168,8 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
     if not few:
         prices, _ = generator.prices(deadline)
         generator.price(deadline, prices, _DEPTHS)
-        for pool, skew in itertools.product(range(1, min(len(prices), _SKEWED + 1)), _SKEWS):
-            skewed = np.where(np.arange(len(prices)) == pool, skew, 1.0) * prices
+        for pool in range(1, min(len(prices), _SKEWED + 1)):
+            skewed = np.where(np.arange(len(prices)) == pool, _SKEW, 1.0) * prices
             generator.price(deadline, skewed, _DEPTHS)
     opening = {c: c.stages[0].kind.tensor_parallel for c in generator.columns}
     tried: set[tuple[Column, ...]] = set()
@@ -193,25 +188,6 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
                 if columns not in tried:
                     tried.add(columns)
                     yield from whole_teams(generator, soonest, columns)
-
-
-def _shallow(generator: Generator, deadline: float) -> Iterator[Team]:
-    """Mixes of columns of limited depth, whatever they deliver. With many pools the best mix of
-    fractions is of few pipelines, each as deep as the model: whole ones leave much over, and
-    columns that are not worthwhile there fill it."""
-    layers = len(generator.setting.model.layers)
-    for depth in _SHALLOW:
-        aside = generator.aside()
-        columns = [c for c in aside.columns if len(c.stages) <= depth * layers]
-        least = aside.deadline(deadline, columns) if columns else np.inf
-        if least > _MUCH_SHALLOWER * deadline:
-            return
-        aside.take_sums_of(aside.mix(least, columns).uses, columns)
-        able = aside.share(columns, aside.shared_tail + _WAIT * least)
-        least = aside.deadline(aside.ideal_seconds, able)
-        team = whole_team(aside, least, able)
-        if team is not None:
-            yield team
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:

@@ -12,6 +12,7 @@ from pluribus.plan.generate import Generator
 from pluribus.plan.master import most_sequences
 from pluribus.plan.pace import Pace
 
+_MIXES = 2  # teams of one pool of columns
 _TRIES = 12  # deadlines tried for one integer mix
 _LATER = 0.002  # by how much a deadline grows whose mix cannot be dealt the batch
 _SOONER = 1e-4  # a team that ends sooner by less is the last
@@ -30,7 +31,7 @@ def whole_teams(
     """Teams of whole pipelines, the one that ends soonest first.
 
     What delivers most by a deadline that is too short ends soon after it: the next deadline is
-    that end, until no mix ends sooner (Dinkelbach 1967).
+    that end (Dinkelbach 1967), and once is enough.
 
     Args:
         generator: with the columns and their pace.
@@ -52,7 +53,7 @@ def whole_teams(
             continue
         soonest, end = min(found.values(), default=np.inf), _end(generator, team)
         found.setdefault(team, end)
-        if end > (1 - _SOONER) * soonest:
+        if end > (1 - _SOONER) * soonest or len(found) == _MIXES:
             break
         deadline = end
     return sorted(found, key=found.__getitem__)
