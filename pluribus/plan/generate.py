@@ -132,11 +132,11 @@ class Generator:
         for size, pricer in self.pricers.items():
             tails = estimated_tails(self.setting, pricer.prices, members)
             self.pricers[size] = replace(pricer, tails=tails)
-        old, self._paces, self._shared_tail = self._paces, {}, 0.0
+        self._shared_tail = 0.0
         for column in self.columns:
-            own = self.pace(column).tail
-            if column in old:
-                self._paces[column] = old[column].with_tail(own)
+            pace = self.pace(column)
+            self._own_tails[column] = self._own_tail(pace)
+            self._paces[column] = pace.with_tail(self._own_tails[column])
         tails = sorted({self._own_tails[column] for column in used}, reverse=True)
         ways = [(self.deadline(self.ideal_seconds, self.share(columns, t)), t) for t in tails]
         return self.share(columns, min(ways)[1])
@@ -157,9 +157,9 @@ class Generator:
     def pace(self, column: Column) -> Pace:
         """How fast a column is."""
         if column not in self._paces:
-            pace = self._pace(column, self.pricers[column.micro_batch_size].tails)
-            self._own_tails[column] = pace.tail
-            self._paces[column] = pace.with_tail(max(pace.tail, self._shared_tail))
+            pace = self._passes(column)
+            own = self._own_tails[column] = self._own_tail(pace)
+            self._paces[column] = pace.with_tail(max(own, self._shared_tail))
         return self._paces[column]
 
     def timed_pace(self, column: Column, micro_batches: int) -> Pace:
@@ -170,13 +170,11 @@ class Generator:
             self._timed[key] = pace.timed(micro_batches, self.setting.software).stretch
         return replace(self.pace(column), stretch=self._timed[key])
 
-    def _pace(self, column: Column, tails: Array) -> Pace:
+    def _passes(self, column: Column) -> Pace:
+        """The pace of a column without its tail."""
         pricer = self.pricers[column.micro_batch_size]
-        kind = self.runs.kind
-        rows = [self._row[stage.kind] for stage in column.stages]
-        runs = [kind[s.layers[0], s.layers[1] - s.layers[0]] for s in column.stages]
-        prices = pricer.prices
-        forward, backward = prices.forward[rows, runs], prices.backward[rows, runs]
+        rows, runs = self._rows_and_runs(column)
+        forward, backward = pricer.prices.forward[rows, runs], pricer.prices.backward[rows, runs]
         senders = pricer.hops.senders[rows[:-1]]
         hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
         limit = self.batch // column.micro_batch_size
@@ -184,15 +182,28 @@ class Generator:
         if self.estimates_sums:
             usual = max(pace.most(self.ideal_seconds * _USUAL), 1)
             pace = pace.timed(usual, self.setting.software)
-        # A later stage is through with its passes before the first one is.
-        tail = float((tails[rows, runs] - pace.early).max())
-        if self._layer_sums is not None and self._drain is not None:
-            # Layer by layer, last ones first, as the stages of the others are through with theirs.
-            done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
-            first = [stage.layers[0] for stage in column.stages for _ in range(stage.num_layers)]
-            ready = np.minimum(self._drain, pace.early_layers)
-            tail = float((done[1:] - done[first] - ready).max() + prices.update[rows, runs].max())
-        return pace.with_tail(tail)
+        return pace
+
+    def _own_tail(self, pace: Pace) -> float:
+        """Seconds that a column's gradient sums and update take after its last backward."""
+        column = pace.column
+        pricer = self.pricers[column.micro_batch_size]
+        rows, runs = self._rows_and_runs(column)
+        if self._layer_sums is None or self._drain is None:
+            # A later stage is through with its passes before the first one is.
+            return float((pricer.tails[rows, runs] - pace.early).max())
+        # Layer by layer, last ones first, as the stages of the others are through with theirs.
+        done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
+        first = [stage.layers[0] for stage in column.stages for _ in range(stage.num_layers)]
+        ready = np.minimum(self._drain, pace.early_layers)
+        update = pricer.prices.update[rows, runs].max()
+        return float((done[1:] - done[first] - ready).max() + update)
+
+    def _rows_and_runs(self, column: Column) -> tuple[list[int], list[int]]:
+        """Of each stage its kind and its layers, as `Prices` numbers them."""
+        kind = self.runs.kind
+        rows = [self._row[stage.kind] for stage in column.stages]
+        return rows, [kind[s.layers[0], s.layers[1] - s.layers[0]] for s in column.stages]
 
     @cached_property
     def _row(self) -> dict[StageKind, int]:
