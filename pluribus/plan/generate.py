@@ -164,11 +164,10 @@ class Generator:
 
     def timed_pace(self, column: Column, micro_batches: int) -> Pace:
         """The same, exact for a number of micro-batches, its messages as they usually are."""
-        key = column, micro_batches
+        key, pace = (column, micro_batches), self.pace(column)
         if key not in self._timed:
-            pace = self.pace(column)
             self._timed[key] = pace.timed(micro_batches, self.setting.software).stretch
-        return replace(self.pace(column), stretch=self._timed[key])
+        return pace.with_stretch(self._timed[key])
 
     def _passes(self, column: Column) -> Pace:
         """The pace of a column without its tail."""

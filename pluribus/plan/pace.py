@@ -111,8 +111,12 @@ class Pace:
         if last is None:
             return self
         bound = (self.seconds(micro_batches) - self.tail) / self.stretch
-        pace = replace(self, stretch=last / bound)
-        pace.__dict__["ends"] = (self.ends - self.tail) * (pace.stretch / self.stretch) + self.tail
+        return self.with_stretch(last / bound)
+
+    def with_stretch(self, stretch: float) -> Pace:
+        """The same with passes that take so many times the bound."""
+        pace = replace(self, stretch=stretch)
+        pace.__dict__["ends"] = (self.ends - self.tail) * (stretch / self.stretch) + self.tail
         return pace
 
     def most(self, seconds: float) -> int:
