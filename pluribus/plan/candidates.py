@@ -16,7 +16,14 @@ from pluribus.plan.columns import Column, StageChoice, StageKind, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import least_money
 from pluribus.plan.prices import Array
-from pluribus.plan.rounding import deal, repeated, repeated_seconds, whole_team, worthwhile
+from pluribus.plan.rounding import (
+    deal,
+    repeated,
+    repeated_seconds,
+    whole_team,
+    whole_teams,
+    worthwhile,
+)
 from pluribus.plan.shape_space import LEFT_OVER
 from pluribus.plan.shapes import Candidate, ShapeFinder
 from pluribus.plan.sums import team_seconds
@@ -24,19 +31,24 @@ from pluribus.plan.teams import FULL_PARTITIONS, apart, largest, partitions
 
 _REPEATED = 12  # generated columns tried as the only one of a plan
 _SHAPES = 12_000  # shapes of a group of pools beyond which they are not gone through
-_WORTHWHILE = 0.97  # columns of a mix deliver this share of their chips' worth
 _MUCH_SLOWER = 1.02  # mixes of fractions slower than the best by this are not made whole
-_WAIT = 0.005  # of a step that all may wait for the sums of columns that fill the chips
-_DEPTHS = 3  # of each pipeline: see `Generator.price`
-_SKEWS, _SKEWED = (0.95, 1.05), 2  # of the price of a pool's chips, and how many pools' prices
+# How much longer all may wait for their sums, as a share of a step, and with each wait the share of
+# their chips' worth that its columns have to deliver: more columns hold better mixes, of fewer the
+# integer program finds better ones.
+_WAITS_OF_FEW = ((0.005, (0.0, 0.97)), (0.02, (0.0,)), (0.04, (0.0,)), (0.08, (0.0, 0.97)))
+_WAITS = (
+    (0.0025, (0.95,)), (0.005, (0.97,)), (0.01, (0.97,)), (0.02, (0.97, 0.985)), (0.04, (0.985,)),
+)  # fmt: skip
+_WAITS_WIDE = ((0.02, (0.985,)),)
+_DEPTHS = 6  # of each pipeline: see `Generator.price`
+_SKEW, _SKEWED = 1.04, 2  # of the price of a pool's chips, and how many pools' prices
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _APART, _CUTS_APART = 4, 24  # ways to part all of more pools, and shapes cut for a group of each
+_HOPELESS = 1.1  # times the quickest team so far: whose passes take longer is not looked at closer
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 _KEEP_OF_FEW = 8  # where chips may be left over
-_SHALLOW = (1.0, 0.4)  # stages per layer of the model, at most
-_MUCH_SHALLOWER = 1.1  # columns of limited depth whose mix is slower than the best by this are left
 
 
 def teams(
@@ -49,16 +61,15 @@ def teams(
         able: pools that hold the model by themselves.
     """
     found: dict[Team, float] = {}
+    best = np.inf
     for team in _proposals(generator, finder, deadline, able):
         if team not in found:
-            found[team] = estimate(generator, team)
+            found[team] = estimate(generator, team, _HOPELESS * best)
+            best = min(best, found[team])
     # No team of columns is quicker than their best mix of fractions.
-    best = min(found.values(), default=np.inf)
     for team in _mixed(generator, deadline, best):
-        found.setdefault(team, estimate(generator, team))
-    if len(generator.pools) > FULL_PARTITIONS and generator.available.sum() > _SMALL:
-        for team in _shallow(generator, deadline):
-            found.setdefault(team, estimate(generator, team))
+        if team not in found:
+            found[team] = estimate(generator, team)
     # Their sums stay inside pools, which no mix counts on: they must not end the search for mixes.
     for team in _islands(generator, finder):
         found.setdefault(team, estimate(generator, team))
@@ -97,9 +108,18 @@ def hourly_price(generator: Generator) -> Array:
     return np.array(prices)
 
 
-def estimate(generator: Generator, team: Team) -> float:
-    """Seconds of a team's step, its gradient sums those of its own mix of columns."""
-    paces = [generator.slow_pace(item.column) for item in team]
+def estimate(generator: Generator, team: Team, most: float = np.inf) -> float:
+    """Seconds of a team's step, its gradient sums those of its own mix of columns.
+
+    Args:
+        most: of teams whose passes alone take longer only those count.
+    """
+    paces = [generator.timed_pace(item.column, max(item.micro_batches)) for item in team]
+    last = max(
+        p.seconds(max(item.micro_batches)) - p.tail for p, item in zip(paces, team, strict=True)
+    )
+    if last > most:
+        return last
     return team_seconds(generator.setting, team, paces)
 
 
@@ -127,7 +147,7 @@ def _islands(generator: Generator, finder: ShapeFinder) -> Iterator[Team]:
         found = [finder.best((pool,), size, generator.batch)[:1] for pool in generator.pools]
         uses = {column_of(c): c.shape.pipelines for each in found for c in each}
         if uses and sum(uses.values()) * size <= generator.batch:
-            team = deal(generator, uses, sums=False)
+            team = deal(generator, uses, {c: generator.pace(c).with_tail(0.0) for c in uses})
             if team is not None:
                 yield team
 
@@ -148,8 +168,8 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
     if not few:
         prices, _ = generator.prices(deadline)
         generator.price(deadline, prices, _DEPTHS)
-        for pool, skew in itertools.product(range(1, min(len(prices), _SKEWED + 1)), _SKEWS):
-            skewed = np.where(np.arange(len(prices)) == pool, skew, 1.0) * prices
+        for pool in range(1, min(len(prices), _SKEWED + 1)):
+            skewed = np.where(np.arange(len(prices)) == pool, _SKEW, 1.0) * prices
             generator.price(deadline, skewed, _DEPTHS)
     opening = {c: c.stages[0].kind.tensor_parallel for c in generator.columns}
     tried: set[tuple[Column, ...]] = set()
@@ -159,34 +179,15 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
         if least > min(_MUCH_SLOWER * deadline, best):
             return
         generator.take_sums_of(generator.mix(least, wide).uses, wide)
-        able = generator.share(wide, generator.shared_tail + _WAIT * least)
-        soonest = generator.deadline(generator.ideal_seconds, able)
-        for share in (0.0, _WORTHWHILE) if few else (_WORTHWHILE,):
-            columns = tuple(worthwhile(generator, soonest, able, share))
-            if columns not in tried:
-                tried.add(columns)
-                team = whole_team(generator, soonest, columns)
-                if team is not None:
-                    yield team
-
-
-def _shallow(generator: Generator, deadline: float) -> Iterator[Team]:
-    """Mixes of columns of limited depth, whatever they deliver. With many pools the best mix of
-    fractions is of few pipelines, each as deep as the model: whole ones leave much over, and
-    columns that are not worthwhile there fill it."""
-    layers = len(generator.setting.model.layers)
-    for depth in _SHALLOW:
-        aside = generator.aside()
-        columns = [c for c in aside.columns if len(c.stages) <= depth * layers]
-        least = aside.deadline(deadline, columns) if columns else np.inf
-        if least > _MUCH_SHALLOWER * deadline:
-            return
-        aside.take_sums_of(aside.mix(least, columns).uses, columns)
-        able = aside.share(columns, aside.shared_tail + _WAIT * least)
-        least = aside.deadline(aside.ideal_seconds, able)
-        team = whole_team(aside, least, able)
-        if team is not None:
-            yield team
+        tail = generator.shared_tail
+        for wait, shares in _WAITS_OF_FEW if few else _WAITS if width == 1 else _WAITS_WIDE:
+            able = generator.share(wide, tail + wait * least)
+            soonest = generator.deadline(generator.ideal_seconds, able)
+            for share in shares:
+                columns = tuple(worthwhile(generator, soonest, able, share))
+                if columns not in tried:
+                    tried.add(columns)
+                    yield from whole_teams(generator, soonest, columns)
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:

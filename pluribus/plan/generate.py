@@ -31,6 +31,7 @@ _CAPS = 10  # limits on a stage's seconds tried in a round for a micro-batch siz
 _NEAR = 0.93  # of the best limit's ratio: limits that promise less are not tried
 _USED = 0.01  # columns of a mix that are used less often do not count
 _EXACT = 1e-4  # of a step: how exactly the least one is found
+_USUAL = 1.25  # times the ideal step: for its micro-batches columns are timed exactly
 _KEEP = 0.85  # columns that deliver less than this share of what their chips cost are forgotten
 
 
@@ -56,6 +57,7 @@ class Generator:
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _own_tails: dict[Column, float] = field(default_factory=dict)
+    _timed: dict[tuple[Column, int], float] = field(default_factory=dict)
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
     _drain: Array | None = None  # [L] seconds between the last backward of its stages and of all
     _shared_tail: float = 0.0
@@ -130,11 +132,11 @@ class Generator:
         for size, pricer in self.pricers.items():
             tails = estimated_tails(self.setting, pricer.prices, members)
             self.pricers[size] = replace(pricer, tails=tails)
-        old, self._paces, self._shared_tail = self._paces, {}, 0.0
+        self._shared_tail = 0.0
         for column in self.columns:
-            own = self.pace(column).tail
-            if column in old:
-                self._paces[column] = old[column].with_tail(own)
+            pace = self.pace(column)
+            self._own_tails[column] = self._own_tail(pace)
+            self._paces[column] = pace.with_tail(self._own_tails[column])
         tails = sorted({self._own_tails[column] for column in used}, reverse=True)
         ways = [(self.deadline(self.ideal_seconds, self.share(columns, t)), t) for t in tails]
         return self.share(columns, min(ways)[1])
@@ -155,47 +157,52 @@ class Generator:
     def pace(self, column: Column) -> Pace:
         """How fast a column is."""
         if column not in self._paces:
-            pace = self._pace(column, self.pricers[column.micro_batch_size].tails)
-            self._own_tails[column] = pace.tail
-            self._paces[column] = pace.with_tail(max(pace.tail, self._shared_tail))
+            pace = self._passes(column)
+            own = self._own_tails[column] = self._own_tail(pace)
+            self._paces[column] = pace.with_tail(max(own, self._shared_tail))
         return self._paces[column]
 
-    @cached_property
-    def _far(self) -> dict[int, Hops]:
-        return {
-            size: Hops.of(self.setting, self.kinds, self.pools, size, "far")
-            for size in self.pricers
-        }
+    def timed_pace(self, column: Column, micro_batches: int) -> Pace:
+        """The same, exact for a number of micro-batches, its messages as they usually are."""
+        key, pace = (column, micro_batches), self.pace(column)
+        if key not in self._timed:
+            self._timed[key] = pace.timed(micro_batches, self.setting.software).stretch
+        return pace.with_stretch(self._timed[key])
 
-    def slow_pace(self, column: Column) -> Pace:
-        """How fast a column is if all its messages leave their node: few placements keep those
-        inside that delay a pipeline most."""
-        pricer, pace = self.pricers[column.micro_batch_size], self.pace(column)
-        far = self._far[column.micro_batch_size]
-        rows = [self._row[stage.kind] for stage in column.stages]
-        hops = far.seconds[far.senders[rows[:-1]], pricer.pool_of[rows[1:]]]
-        return Pace(column, pace.forward, pace.backward, hops, pace.tail, pace.limit)
-
-    def _pace(self, column: Column, tails: Array) -> Pace:
+    def _passes(self, column: Column) -> Pace:
+        """The pace of a column without its tail."""
         pricer = self.pricers[column.micro_batch_size]
-        kind = self.runs.kind
-        rows = [self._row[stage.kind] for stage in column.stages]
-        runs = [kind[s.layers[0], s.layers[1] - s.layers[0]] for s in column.stages]
-        prices = pricer.prices
-        forward, backward = prices.forward[rows, runs], prices.backward[rows, runs]
+        rows, runs = self._rows_and_runs(column)
+        forward, backward = pricer.prices.forward[rows, runs], pricer.prices.backward[rows, runs]
         senders = pricer.hops.senders[rows[:-1]]
         hops = pricer.hops.seconds[senders, pricer.pool_of[rows[1:]]]
         limit = self.batch // column.micro_batch_size
         pace = Pace(column, forward, backward, hops, 0.0, limit)
-        # A later stage is through with its passes before the first one is.
-        tail = float((tails[rows, runs] - pace.early).max())
-        if self._layer_sums is not None and self._drain is not None:
-            # Layer by layer, last ones first, as the stages of the others are through with theirs.
-            done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
-            first = [stage.layers[0] for stage in column.stages for _ in range(stage.num_layers)]
-            ready = np.minimum(self._drain, pace.early_layers)
-            tail = float((done[1:] - done[first] - ready).max() + prices.update[rows, runs].max())
-        return pace.with_tail(tail)
+        if self.estimates_sums:
+            usual = max(pace.most(self.ideal_seconds * _USUAL), 1)
+            pace = pace.timed(usual, self.setting.software)
+        return pace
+
+    def _own_tail(self, pace: Pace) -> float:
+        """Seconds that a column's gradient sums and update take after its last backward."""
+        column = pace.column
+        pricer = self.pricers[column.micro_batch_size]
+        rows, runs = self._rows_and_runs(column)
+        if self._layer_sums is None or self._drain is None:
+            # A later stage is through with its passes before the first one is.
+            return float((pricer.tails[rows, runs] - pace.early).max())
+        # Layer by layer, last ones first, as the stages of the others are through with theirs.
+        done = np.concatenate([[0.0], np.cumsum(self._layer_sums)])
+        first = [stage.layers[0] for stage in column.stages for _ in range(stage.num_layers)]
+        ready = np.minimum(self._drain, pace.early_layers)
+        update = pricer.prices.update[rows, runs].max()
+        return float((done[1:] - done[first] - ready).max() + update)
+
+    def _rows_and_runs(self, column: Column) -> tuple[list[int], list[int]]:
+        """Of each stage its kind and its layers, as `Prices` numbers them."""
+        kind = self.runs.kind
+        rows = [self._row[stage.kind] for stage in column.stages]
+        return rows, [kind[s.layers[0], s.layers[1] - s.layers[0]] for s in column.stages]
 
     @cached_property
     def _row(self) -> dict[StageKind, int]:

@@ -16,6 +16,8 @@ import numpy as np
 
 from pluribus.plan.columns import Column
 from pluribus.plan.prices import Array
+from pluribus.predict.one_f_one_b import last_backward
+from pluribus.predict.software import Software
 
 
 def step_bounds(forward: Array, backward: Array, hops: Array, counts: Sequence[int]) -> Array:
@@ -73,6 +75,7 @@ class Pace:
         tail: seconds between the first stage's last pass and the end of the step: its gradient
             sums and update, or those of a later stage where they take longer.
         limit: micro-batches in the global batch; no step has more.
+        stretch: the exact timeline over the bound; unlike stages make 1F1B wait.
     """
 
     column: Column
@@ -81,6 +84,7 @@ class Pace:
     hops: Array
     tail: float
     limit: int
+    stretch: float = 1.0
 
     @cached_property
     def ends(self) -> Array:
@@ -89,13 +93,30 @@ class Pace:
 
     def _ends(self, count: int) -> Array:
         ends = step_bounds(self.forward, self.backward, self.hops, range(1, count + 1))
-        return np.maximum.accumulate(ends) + self.tail
+        return np.maximum.accumulate(ends) * self.stretch + self.tail
 
     def with_tail(self, tail: float) -> Pace:
         """The same passes with another end."""
         pace = replace(self, tail=tail)
         if "ends" in self.__dict__:
             pace.__dict__["ends"] = self.ends - self.tail + tail
+        return pace
+
+    def timed(self, micro_batches: int, software: Software) -> Pace:
+        """The same, exact for so many micro-batches; as it is where there is no compiler."""
+        last = last_backward(
+            self.forward, self.backward, self.hops, micro_batches,
+            blocking=software.blocking_messages, rendezvous=software.rendezvous,
+        )  # fmt: skip
+        if last is None:
+            return self
+        bound = (self.seconds(micro_batches) - self.tail) / self.stretch
+        return self.with_stretch(last / bound)
+
+    def with_stretch(self, stretch: float) -> Pace:
+        """The same with passes that take so many times the bound."""
+        pace = replace(self, stretch=stretch)
+        pace.__dict__["ends"] = (self.ends - self.tail) * (stretch / self.stretch) + self.tail
         return pace
 
     def most(self, seconds: float) -> int:

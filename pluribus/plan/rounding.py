@@ -10,15 +10,28 @@ import numpy as np
 from pluribus.plan.columns import Column, PipelineClass, Team
 from pluribus.plan.generate import Generator
 from pluribus.plan.master import most_sequences
+from pluribus.plan.pace import Pace
 
+_MIXES = 2  # teams of one pool of columns
 _TRIES = 12  # deadlines tried for one integer mix
-_FIRST = 0.002  # by how much a deadline grows at least from one try to the next
+_LATER = 0.002  # by how much a deadline grows whose mix cannot be dealt the batch
+_SOONER = 1e-4  # a team that ends sooner by less is the last
 
 
 def whole_team(
     generator: Generator, deadline: float, columns: Sequence[Column] | None = None
 ) -> Team | None:
-    """The team of whole pipelines that ends soonest, tried from a deadline on.
+    """The team of whole pipelines that ends soonest."""
+    return next(iter(whole_teams(generator, deadline, columns)), None)
+
+
+def whole_teams(
+    generator: Generator, deadline: float, columns: Sequence[Column] | None = None
+) -> list[Team]:
+    """Teams of whole pipelines, the one that ends soonest first.
+
+    What delivers most by a deadline that is too short ends soon after it: the next deadline is
+    that end (Dinkelbach 1967), and once is enough.
 
     Args:
         generator: with the columns and their pace.
@@ -27,19 +40,27 @@ def whole_team(
     """
     columns = tuple(generator.columns if columns is None else columns)
     chips = generator.chips_of(columns)
+    found: dict[Team, float] = {}
     for _ in range(_TRIES):
         values = generator.delivered(columns, deadline)
         mix = most_sequences(values, chips, generator.available, whole=True)
-        if mix is not None and mix.total >= generator.batch:
-            uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
-            team = deal(generator, uses)
-            if team is not None:
-                return team
         if mix is None or not mix.total:
-            return None
-        missing = 1 - mix.total / generator.batch
-        deadline *= 1 + max(_FIRST, 0.6 * min(missing, 1.0))
-    return None
+            break
+        uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
+        team = deal(generator, uses)
+        if team is None:
+            deadline *= 1 + _LATER
+            continue
+        soonest, end = min(found.values(), default=np.inf), _end(generator, team)
+        found.setdefault(team, end)
+        if end > (1 - _SOONER) * soonest or len(found) == _MIXES:
+            break
+        deadline = end
+    return sorted(found, key=found.__getitem__)
+
+
+def _end(generator: Generator, team: Team) -> float:
+    return max(generator.pace(c.column).seconds(max(c.micro_batches)) for c in team)
 
 
 def worthwhile(
@@ -51,22 +72,21 @@ def worthwhile(
     return [column for column, near in zip(columns, good, strict=True) if near]
 
 
-def deal(generator: Generator, uses: Mapping[Column, int], *, sums: bool = True) -> Team | None:
+def deal(
+    generator: Generator, uses: Mapping[Column, int], paces: Mapping[Column, Pace] | None = None
+) -> Team | None:
     """Deals the global batch to pipelines, so that the last one ends as early as can be.
 
     Args:
         uses: how many pipelines of each column.
-        sums: whether the estimated end of the step counts, gradient sums and update; else the last
-            backward pass does.
+        paces: of the columns; by default those that the generator knows.
 
     Returns:
         The team, without pipelines that get nothing; None when the micro-batch sizes cannot sum
         to the batch.
     """
     pipelines = [column for column, count in uses.items() for _ in range(count)]
-    paces = {column: generator.pace(column) for column in uses}
-    if not sums:
-        paces = {column: pace.with_tail(0.0) for column, pace in paces.items()}
+    paces = paces or {column: generator.pace(column) for column in uses}
     batch = generator.batch
 
     def delivered(seconds: float) -> int:
@@ -95,6 +115,26 @@ def deal(generator: Generator, uses: Mapping[Column, int], *, sums: bool = True)
         if mine:
             team.append(PipelineClass(column, tuple(sorted(mine, reverse=True))))
     return tuple(team)
+
+
+def redealt(generator: Generator, team: Team, lasts: Sequence[float]) -> Team | None:
+    """The batch dealt anew by what a timeline says of a team.
+
+    Args:
+        lasts: [classes] when the last pipeline of each has done its last backward.
+
+    Returns:
+        The team, None if its last backwards end no sooner.
+    """
+    paces = {}
+    for item, last in zip(team, lasts, strict=True):
+        pace = generator.pace(item.column).with_tail(0.0)
+        paces[item.column] = pace.with_tail(last - pace.seconds(max(item.micro_batches)))
+    dealt = deal(generator, {item.column: item.count for item in team}, paces)
+    if dealt is None:
+        return None
+    end = max(paces[item.column].seconds(max(item.micro_batches)) for item in dealt)
+    return dealt if end < (1 - _SOONER) * max(lasts) else None
 
 
 def _exactly(

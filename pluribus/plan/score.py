@@ -42,6 +42,11 @@ class Scored:
     def tokens_per_s(self) -> float:
         return self.forecast.prediction.tokens_per_s
 
+    def last_backward(self, pipeline: int) -> float:
+        """When a pipeline's first stage has done its last backward, its sums to come."""
+        course = self.forecast.timeline.courses[pipeline, 0]
+        return (course.before or course).end
+
     @property
     def fits(self) -> bool:
         return all(s.memory.fits for stages in self.forecast.prediction.stages for s in stages)

@@ -22,7 +22,7 @@ from pluribus.plan.explain import explain
 from pluribus.plan.generate import Generator
 from pluribus.plan.improve import Improver, rank
 from pluribus.plan.refusal import no_arithmetic, refusal
-from pluribus.plan.rounding import deal
+from pluribus.plan.rounding import deal, redealt
 from pluribus.plan.score import (
     Scored,
     one_of_each_way,
@@ -118,12 +118,23 @@ class Search:
     @cached_property
     def _improved(self) -> list[Scored]:
         """The best plan of each of the best ways to use the pools, where small, after every
-        single step that helps."""
+        single step that helps; and the best of all with its batch dealt anew."""
         key = rank(self.setting, robust=self.robust)
         improver = Improver(self.setting, self.pools, key)
         starts = one_of_each_way(sorted(self._scored, key=key))[:_IMPROVE]
         found = [improver.improved(item) for item in starts]
-        return [item for item, start in zip(found, starts, strict=True) if item is not start]
+        found = [item for item, start in zip(found, starts, strict=True) if item is not start]
+        return [*found, *self._redealt(min([*found, *starts], key=key))]
+
+    def _redealt(self, item: Scored) -> list[Scored]:
+        """The same pipelines where others of them take the last micro-batches, if that helps:
+        where their chips are decides how fast they are."""
+        lasts, at = [], 0
+        for each in item.team:
+            lasts.append(max(item.last_backward(p) for p in range(at, at + each.count)))
+            at += each.count
+        team = redealt(self.generator, item.team, lasts)
+        return score_all([team], self.setting, self._known) if team else []
 
     def _node_values(self) -> dict[str, float]:
         """Per pool, seconds of a step that one more node would save."""

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pluribus.core import native
 from pluribus.predict.schedule import Action, ActionKind, Structure, stage_actions
@@ -70,21 +71,69 @@ def one_f_one_b_courses(
     )
     down = np.array([durations.transfer(lanes[s], lanes[s + 1]) for s in range(size - 1)])
     up = np.array([durations.transfer(lanes[s + 1], lanes[s]) for s in range(size - 1)])
-    # A forward and a backward for each micro-batch, each with a message per neighbour.
-    lengths = np.array([2 * count * (1 + (s > 0) + (s < size - 1)) for s in range(size)])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ends = np.empty(offsets[-1])
-    failed = library.pluribus_one_f_one_b(
-        size, count, forward.ctypes.data, backward.ctypes.data, down.ctypes.data, up.ctypes.data,
-        durations.blocking, durations.rendezvous, offsets.ctypes.data, ends.ctypes.data,
-    )  # fmt: skip
-    assert not failed, "no memory for a timeline"
+    ends, offsets = _ends(
+        library, count, (forward, backward, down, up), durations.blocking, durations.rendezvous
+    )
     return {
         lane: Course(
-            StageActions(structure, s, int(lengths[s])), 0.0, ends[offsets[s] : offsets[s + 1]]
+            StageActions(structure, s, int(offsets[s + 1] - offsets[s])),
+            0.0,
+            ends[offsets[s] : offsets[s + 1]],
         )
         for s, lane in enumerate(lanes)
     }
+
+
+def last_backward(
+    forward: NDArray[np.float64],
+    backward: NDArray[np.float64],
+    hops: NDArray[np.float64],
+    count: int,
+    *,
+    blocking: bool = False,
+    rendezvous: bool = False,
+) -> float | None:
+    """Seconds until a 1F1B pipeline's first stage has done its last backward; None where there is
+    no compiler.
+
+    Args:
+        forward, backward: [S] seconds of one micro-batch on each stage.
+        hops: [S − 1] seconds of a message to the next stage and its answer, each half of them.
+        count: micro-batches.
+        blocking, rendezvous: see `Durations`.
+    """
+    library = _library()
+    if library is None:
+        return None
+    way = hops / 2
+    ends, offsets = _ends(library, count, (forward, backward, way, way), blocking, rendezvous)
+    return float(ends[offsets[1] - 1])
+
+
+def _ends(
+    library: ctypes.CDLL,
+    count: int,
+    seconds: tuple[NDArray[np.float64], ...],
+    blocking: bool,
+    rendezvous: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(when each action ends, stage after stage; [S + 1] where each stage's begin).
+
+    Args:
+        seconds: [S] of forwards and of backwards, [S − 1] of messages there and back.
+    """
+    forward, backward, down, up = (np.ascontiguousarray(each) for each in seconds)
+    stages = np.arange(len(forward))
+    # A forward and a backward for each micro-batch, each with a message per neighbour.
+    lengths = 2 * count * (1 + (stages > 0) + (stages < len(stages) - 1))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ends = np.empty(offsets[-1])
+    failed = library.pluribus_one_f_one_b(
+        len(forward), count, forward.ctypes.data, backward.ctypes.data, down.ctypes.data,
+        up.ctypes.data, blocking, rendezvous, offsets.ctypes.data, ends.ctypes.data,
+    )  # fmt: skip
+    assert not failed, "no memory for a timeline"
+    return ends, offsets
 
 
 def _first(seconds: float | tuple[float, ...]) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluribus.plan.pace import step_bounds
+from pluribus.plan.columns import Column
+from pluribus.plan.pace import Pace, step_bounds
 from pluribus.predict.schedule import ActionKind, pipeline_actions
+from pluribus.predict.software import PLURIBUS
 from pluribus.predict.timeline import Durations, simulate
 
 from ..small import make_pipeline
@@ -84,3 +87,16 @@ def test_later_stages_are_passed_more_often(seed: int, size: int, micro_batches:
         hidden = (size - 1 - s) * min(forward[s], backward[s])
         back = way.sum() + (micro_batches - 1) * t[s] - hidden - early
         assert (back <= ends * (1 + 1e-9))[: s + 1].all()
+
+
+def test_a_timed_pace_is_exact_for_its_count_and_ends_as_much_later_with_its_tail() -> None:
+    rng = np.random.default_rng(3)
+    forward, hops = rng.uniform(0.3, 1.0, 9), rng.uniform(0, 0.05, 8)
+    pace = Pace(Column((), 1), forward, 2 * forward, hops, 0.5, 200)
+    timed = pace.timed(40, PLURIBUS)
+    if timed is pace:
+        pytest.skip("no C compiler")
+    assert timed.seconds(40) == pytest.approx(timeline_end(forward, 2 * forward, hops, 40) + 0.5)
+    assert timed.stretch >= 1.0
+    assert timed.with_tail(0.0).seconds(150) == pytest.approx(timed.seconds(150) - 0.5)
+    assert timed.timed(40, PLURIBUS).stretch == pytest.approx(timed.stretch)
