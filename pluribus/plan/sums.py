@@ -1,7 +1,7 @@
-"""What gradient sums will take, before it is known who holds what.
+"""What gradient sums will take, before it is known which chip is whose.
 
-Two answers: an estimate from how many pipelines of a mix hold a layer in each pool, which ranks
-columns, and a floor that no sum of at least two members goes below, which the bound may use.
+An estimate from how many pipelines of a mix hold a layer in each pool, which ranks columns; what
+they take at least is in `least_sums`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import numpy as np
 from pluribus.plan.columns import Column, StageKind, Team
 from pluribus.plan.pace import Pace
 from pluribus.plan.prices import Array, Prices
-from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
 from pluribus.predict.collectives import group_all_reduce_seconds
-from pluribus.predict.link_classes import links_of
 from pluribus.predict.schedule import in_turn
 from pluribus.predict.setting import Setting
 
@@ -202,43 +200,3 @@ def _members(setting: Setting, counts: Mapping[str, float], tp: int) -> list[str
             per_node = pool.chips_per_node
             chips += [f"{address}/{i // per_node}/{i % per_node}" for i in places]
     return chips
-
-
-def least_tails(setting: Setting, prices: Prices) -> Array:
-    """[kinds, runs] seconds that a stage's sums with at least one other pipeline and its update
-    take at the very least, wherever that pipeline is."""
-    pools = list(dict.fromkeys(kind.pool for kind in prices.kinds))
-    rate = {pool: _least_seconds_per_byte(setting, pool, pools) for pool in pools}
-    each = np.array([rate[kind.pool] for kind in prices.kinds])
-    factors = setting.calibration
-    each = each * factors.overhead * min(factors.intra, factors.inter, 1.0)
-    return prices.update + prices.parameters * setting.software.gradient_sync_bytes * each[:, None]
-
-
-def _least_seconds_per_byte(setting: Setting, address: str, pools: Sequence[str]) -> float:
-    """Below every sum with a member in a pool, per byte.
-
-    Within a pool: the bytes of the cheapest algorithm over its peak rates, whatever the group.
-    Across pools: one member each and a ring of two moves every byte once over the link; more
-    members share the links, but sum inside their pool first.
-    """
-    pool = setting.pool(address)
-    links = links_of(pool)
-    least = np.inf
-    counts = sorted({1, 2, pool.chips_per_node})
-    for inside, nodes in itertools.product(counts, sorted({1, 2, pool.nodes, pool.num_chips})):
-        if 2 <= inside * nodes <= pool.num_chips:
-            shape = GroupShape(inside, nodes)
-            for algorithm in algorithms(ALL_REDUCE, shape, links):
-                per_byte = sum(p.share / p.bytes_per_s for p in algorithm.phases)
-                least = min(least, per_byte)
-    for other in pools:
-        if other != address:
-            link = setting.cluster.link(f"{address}/0/0", f"{other}/0/0")
-            least = min(least, 1 / link.bytes_per_s)
-            measured = setting.profile and setting.profile.link(
-                *sorted((address, other)), ALL_REDUCE
-            )
-            if measured:
-                least = min(least, 1 / measured.bytes_per_s)
-    return float(least) if np.isfinite(least) else 0.0
