@@ -40,7 +40,7 @@ _GPT2_VOCABULARY = 50257
 _NAMED = (
     (r"vtrain.*ground_truth_single", OWN_GPT),
     (r"megatron-?bridge|\bnemo\b|megascale", MEGATRON_BRIDGE),
-    (r"megatron-?deepspeed", MEGATRON_DEEPSPEED),
+    (r"megatron-?deepspeed|\bmt-nlg|megatron-turing", MEGATRON_DEEPSPEED),
     (r"torchtitan|llm-foundry|\bfsdp2?\b", FSDP),
     (r"megatron|flagscale|modellink|mindspeed", MEGATRON),
 )
@@ -165,7 +165,7 @@ def _megatron(program: Software, date: float, precision: str, words: str) -> Sof
     return replace(
         found, blocking_messages=True, rendezvous=program.rendezvous,
         message_byte_s=program.message_byte_s, sum_byte_s=program.sum_byte_s,
-        cache_share=program.cache_share, loss_copies=program.loss_copies,
+        cache_share=program.cache_share, loss_copies=program.loss_copies, drag=program.drag,
     )  # fmt: skip
 
 

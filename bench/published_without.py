@@ -52,7 +52,7 @@ UNLEARNT = {
     "Megatron-Bridge": Unlearnt({"overlap_tensor": 0.0, "overlap_experts": 0.0}),
     "torchtitan": Unlearnt({"eager_passes": 1.0, "ring_attention": 1.0, "overlap_tensor": 0.0}),
     "vTrain": Unlearnt(_GUESSED_HOST, alignment=True, family="ampere"),
-    "bigscience": Unlearnt(alignment=True, family="ampere"),
+    "bigscience": Unlearnt({"drag": 1.0}, alignment=True, family="ampere"),
     "SC21": Unlearnt(family="ampere"),
     "Megatron-LM repo": Unlearnt(family="ampere"),
     "Korthikanti": Unlearnt(family="ampere"),
@@ -77,7 +77,8 @@ def main() -> None:
             constants["alignment"] = _NO_PENALTY
         if unlearnt.family:
             others = [row for row in rows if row not in own and of_family(row, unlearnt.family)]
-            constants["sustained"] = refitted(others, unlearnt.family)
+            if others:
+                constants["sustained"] = refitted(others, unlearnt.family)
         with_constants(unlearnt.family or "ampere", constants)
         changed = [
             replace(row, software=replace(row.software, **without(row, unlearnt.software)))

@@ -74,14 +74,14 @@ class LayerCost:
         if self.block:
             host = (software.host_s + software.host_talk_s * (tp - 1)) * calibration.host
         talk = self.talk.total.seconds(calibration)
-        forward = _pace(self.forward.seconds(calibration) + talk, host)
+        forward = _pace(software.drag * (self.forward.seconds(calibration) + talk), host)
         tensor = shown = self.talk.tensor.seconds(calibration)
         if software.overlap_backward:
             # Where tokens are divided, the gather before a region's backward stays exposed.
             under = tensor / 2 if software.sequence_parallel else tensor
             shown += exposed_seconds(under, self.weight * calibration.matmul) - under
         backward = self.backward.seconds(calibration) + talk - tensor + shown
-        backward = _pace(backward, software.host_backward * host)
+        backward = _pace(software.drag * backward, software.host_backward * host)
         return StageTime(
             forward,
             backward + again * forward,

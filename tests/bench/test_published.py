@@ -12,10 +12,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-from published import load, score, summarise
+from published import load, score, summarise, terms_of
 from published_rows import Row, UnusableError, parse_row
 
 from pluribus.predict.regular import regular_terms
+
+LARGE = Path(__file__).parents[2] / "bench" / "large_runs.csv"
 
 RUN = {
     "file": "runs", "source": "somebody arXiv:2401.00001", "table": "1", "model": "GPT 7B",
@@ -232,3 +234,11 @@ def test_copies_of_calibration_rows_are_not_scored() -> None:
     ]
     assert not score(rows, terms, 1, 1, 0, False)
     assert len(score(rows, terms, 0, 1, 0, False)) == 4
+
+
+def test_runs_of_thousands_of_chips_that_nothing_was_fitted_on() -> None:
+    rows, skipped = load([LARGE])
+    assert len(rows) == 6
+    assert not skipped
+    for row in rows:
+        assert terms_of(row).seconds() == pytest.approx(row.seconds, rel=0.08)

@@ -66,6 +66,21 @@ def test_a_host_slower_than_the_chip_sets_the_pace() -> None:
     assert terms(software=slow).seconds() == pytest.approx(8 * 8 * 2 * 1.0, rel=0.05)
 
 
+def test_drag_holds_up_the_chip_and_not_the_host() -> None:
+    for software, share in (
+        (replace(MEGATRON_2021, host_s=0.0, micro_batch_s=0.0), 1.0),
+        (replace(MEGATRON_2021, host_s=10.0), 0.0),
+    ):
+        plain, held = (
+            terms(software=replace(software, drag=drag)).stages[0].layers[1][0].time(
+                IDENTITY, replace(software, drag=drag), 1, "none"
+            )
+            for drag in (1.0, 1.5)
+        )  # fmt: skip
+        assert held.forward == pytest.approx((1 + 0.5 * share) * plain.forward, rel=1e-3)
+        assert held.backward == pytest.approx((1 + 0.5 * share) * plain.backward, rel=1e-3)
+
+
 def test_a_wait_in_sums_grows_with_each_doubling_of_the_ranks() -> None:
     """Two sums a block and direction, forward and backward, eight micro-batches, eight blocks."""
     wait = 1e-3
