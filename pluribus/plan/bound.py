@@ -188,7 +188,7 @@ class Bound:
                 continue
             # One further than seems to do, as what fails is lost; and that one, if it goes fast.
             last = min(share + 1, len(_SHARES) - 1)
-            if share == len(_SHARES) or deadline * _SHARES[last] <= ideal:
+            if share >= len(_SHARES) or deadline * _SHARES[last] <= ideal:
                 break
             failed = self.too_short(deadline * _SHARES[last])
             if failed is None:
