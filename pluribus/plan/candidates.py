@@ -32,6 +32,7 @@ _SKEWS, _SKEWED = (0.95, 1.05), 2  # of the price of a pool's chips, and how man
 _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and how many of them
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _APART, _CUTS_APART = 4, 24  # ways to part all of more pools, and shapes cut for a group of each
+_BESIDE = (1, 2, 4, 8)  # pipelines of a column at a time, whose members may share nodes
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 _KEEP_OF_FEW = 8  # where chips may be left over
@@ -100,7 +101,7 @@ def hourly_price(generator: Generator) -> Array:
 def estimate(generator: Generator, team: Team) -> float:
     """Seconds of a team's step, its gradient sums those of its own mix of columns."""
     paces = [generator.slow_pace(item.column) for item in team]
-    return team_seconds(generator.setting, team, paces)
+    return team_seconds(generator.setting, team, paces, beside=generator.beside)
 
 
 def _proposals(
@@ -165,9 +166,10 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
             columns = tuple(worthwhile(generator, soonest, able, share))
             if columns not in tried:
                 tried.add(columns)
-                team = whole_team(generator, soonest, columns)
-                if team is not None:
-                    yield team
+                for together in _BESIDE if generator.beside and not few else (1,):
+                    team = whole_team(generator, soonest, columns, together)
+                    if team is not None:
+                        yield team
 
 
 def _shallow(generator: Generator, deadline: float) -> Iterator[Team]:
@@ -184,9 +186,10 @@ def _shallow(generator: Generator, deadline: float) -> Iterator[Team]:
         aside.take_sums_of(aside.mix(least, columns).uses, columns)
         able = aside.share(columns, aside.shared_tail + _WAIT * least)
         least = aside.deadline(aside.ideal_seconds, able)
-        team = whole_team(aside, least, able)
-        if team is not None:
-            yield team
+        for together in _BESIDE if aside.beside else (1,):
+            team = whole_team(aside, least, able, together)
+            if team is not None:
+                yield team
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:

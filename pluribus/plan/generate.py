@@ -45,6 +45,7 @@ class Generator:
         columns: found so far, in order of finding.
         estimates_sums: whether gradient sums are estimated from the mixes found, not as given.
         pipelines: the least and the most that a mix has; any number by default.
+        beside: whether estimates have members of a sum share nodes, not neighbours of a pipeline.
     """
 
     setting: Setting
@@ -53,12 +54,16 @@ class Generator:
     columns: list[Column] = field(default_factory=list)
     estimates_sums: bool = True
     pipelines: tuple[float, float] | None = None
+    beside: bool = False
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _own_tails: dict[Column, float] = field(default_factory=dict)
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
     _drain: Array | None = None  # [L] seconds between the last backward of its stages and of all
     _shared_tail: float = 0.0
+    _beside: bool = (
+        False  # whether members of a sum share nodes, and neighbours of a pipeline do not
+    )
 
     @classmethod
     def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
@@ -125,10 +130,10 @@ class Generator:
         columns = self.columns if columns is None else columns
         used = [c for c, n in zip(columns, uses, strict=True) if n > min(_USED, uses.max() / 2)]
         members = Members.of_mix(columns, uses, len(self.setting.model.layers))
-        self._layer_sums = layer_sums(self.setting, columns, uses)
+        self._layer_sums = layer_sums(self.setting, columns, uses, beside=self.beside)
         self._drain = np.min([self.pace(column).early_layers for column in used], axis=0)
         for size, pricer in self.pricers.items():
-            tails = estimated_tails(self.setting, pricer.prices, members)
+            tails = estimated_tails(self.setting, pricer.prices, members, beside=self.beside)
             self.pricers[size] = replace(pricer, tails=tails)
         old, self._paces, self._shared_tail = self._paces, {}, 0.0
         for column in self.columns:
@@ -138,6 +143,33 @@ class Generator:
         tails = sorted({self._own_tails[column] for column in used}, reverse=True)
         ways = [(self.deadline(self.ideal_seconds, self.share(columns, t)), t) for t in tails]
         return self.share(columns, min(ways)[1])
+
+    def _choose_sums(self, deadline: float) -> float:
+        """Estimates sums with their members beside each other in the nodes or with the neighbours
+        of a pipeline, whichever ends sooner; the step of the best mix then."""
+        uses, columns, ends = self.mix(deadline).uses, list(self.columns), []
+        for self.beside in (False, True):
+            self.take_sums_of(uses, columns)
+            ends.append(self.deadline(self.ideal_seconds))
+        if ends[0] <= ends[1] + self._farther(ends[1]):
+            self.beside = False
+            self.take_sums_of(uses, columns)
+        return ends[self.beside]
+
+    def _farther(self, deadline: float) -> float:
+        """Seconds that the best mix takes longer if all its messages leave their nodes."""
+        mix, more = self.mix(deadline), 0.0
+        for column, times in zip(self.columns, mix.uses, strict=True):
+            if times > 0:
+                pace = self.pace(column)
+                count = max(pace.most(deadline), 1)
+                more += (
+                    times
+                    * column.micro_batch_size
+                    * count
+                    * (self.slow_pace(column).seconds(count) - pace.seconds(count))
+                )
+        return more / max(mix.total, 1e-30)
 
     @property
     def shared_tail(self) -> float:
@@ -276,7 +308,7 @@ class Generator:
         if not self.columns:
             self.price(aim, center)
         elif self.estimates_sums:
-            self.take_sums_of(self.mix(self.deadline(self.ideal_seconds)).uses)
+            self._choose_sums(self.deadline(self.ideal_seconds))
             estimated = True
         while not self.columns:
             aim *= 4
@@ -300,8 +332,7 @@ class Generator:
             if settled and estimated:
                 break
             if settled or not estimated:
-                self.take_sums_of(self.mix(before).uses)
-                before = self.deadline(self.ideal_seconds)
+                before = self._choose_sums(before)
                 estimated = True
         return before
 

@@ -16,7 +16,10 @@ _FIRST = 0.002  # by how much a deadline grows at least from one try to the next
 
 
 def whole_team(
-    generator: Generator, deadline: float, columns: Sequence[Column] | None = None
+    generator: Generator,
+    deadline: float,
+    columns: Sequence[Column] | None = None,
+    together: int = 1,
 ) -> Team | None:
     """The team of whole pipelines that ends soonest, tried from a deadline on.
 
@@ -24,14 +27,15 @@ def whole_team(
         generator: with the columns and their pace.
         deadline: no mix of fractions is quicker.
         columns: to choose from; all that are known by default.
+        together: so many pipelines of a column at a time, which can sum inside their nodes first.
     """
     columns = tuple(generator.columns if columns is None else columns)
-    chips = generator.chips_of(columns)
+    chips = together * generator.chips_of(columns)
     for _ in range(_TRIES):
-        values = generator.delivered(columns, deadline)
+        values = together * generator.delivered(columns, deadline)
         mix = most_sequences(values, chips, generator.available, whole=True)
         if mix is not None and mix.total >= generator.batch:
-            uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
+            uses = {c: together * int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
             team = deal(generator, uses)
             if team is not None:
                 return team
