@@ -61,9 +61,6 @@ class Generator:
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
     _drain: Array | None = None  # [L] seconds between the last backward of its stages and of all
     _shared_tail: float = 0.0
-    _beside: bool = (
-        False  # whether members of a sum share nodes, and neighbours of a pipeline do not
-    )
 
     @classmethod
     def of(cls, setting: Setting, pools: Sequence[str] = ()) -> Generator:
@@ -163,12 +160,8 @@ class Generator:
             if times > 0:
                 pace = self.pace(column)
                 count = max(pace.most(deadline), 1)
-                more += (
-                    times
-                    * column.micro_batch_size
-                    * count
-                    * (self.slow_pace(column).seconds(count) - pace.seconds(count))
-                )
+                longer = self.slow_pace(column).seconds(count) - pace.seconds(count)
+                more += float(times) * column.micro_batch_size * count * longer
         return more / max(mix.total, 1e-30)
 
     @property
