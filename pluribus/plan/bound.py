@@ -141,6 +141,8 @@ class Bound:
         many, few = Bound(floor, (least, np.inf)), Bound(floor, (0.0, least - 1))
         soonest = many.floor.generate()
         if soonest < deadline * _LONGER:
+            for column in many.floor.columns:
+                floor.add(column)
             return self._proven(deadline)
         proven = many._proven(soonest)
         proven = few._proven(few.floor.generate(proven), proven)
