@@ -21,7 +21,7 @@ from pluribus.plan.master import Mix, most_sequences
 from pluribus.plan.pace import Pace
 from pluribus.plan.prices import Array, Hops, Prices, Runs, stage_kinds, usable_pools
 from pluribus.plan.pricing import Pricer
-from pluribus.plan.sums import Members, estimated_tails, layer_sums
+from pluribus.plan.sums import Members, estimated_tails, farther, layer_sums
 from pluribus.predict.setting import Setting
 
 _ROUNDS = 8  # of pricing; each pool of columns so far settled in four to seven
@@ -142,27 +142,18 @@ class Generator:
         return self.share(columns, min(ways)[1])
 
     def _choose_sums(self, deadline: float) -> float:
-        """Estimates sums with their members beside each other in the nodes or with the neighbours
-        of a pipeline, whichever ends sooner; the step of the best mix then."""
+        """Estimates sums in the way that ends sooner (`beside`); the step of the best mix then."""
         uses, columns, ends = self.mix(deadline).uses, list(self.columns), []
         for self.beside in (False, True):
             self.take_sums_of(uses, columns)
             ends.append(self.deadline(self.ideal_seconds))
-        if ends[0] <= ends[1] + self._farther(ends[1]):
+        mix = self.mix(ends[1])
+        used = [(c, n) for c, n in zip(self.columns, mix.uses, strict=True) if n > 0]
+        paces = [(self.pace(c), self.slow_pace(c), float(n)) for c, n in used]
+        if ends[0] <= ends[1] + farther(paces, ends[1]):
             self.beside = False
             self.take_sums_of(uses, columns)
         return ends[self.beside]
-
-    def _farther(self, deadline: float) -> float:
-        """Seconds that the best mix takes longer if all its messages leave their nodes."""
-        mix, more = self.mix(deadline), 0.0
-        for column, times in zip(self.columns, mix.uses, strict=True):
-            if times > 0:
-                pace = self.pace(column)
-                count = max(pace.most(deadline), 1)
-                longer = self.slow_pace(column).seconds(count) - pace.seconds(count)
-                more += float(times) * column.micro_batch_size * count * longer
-        return more / max(mix.total, 1e-30)
 
     @property
     def shared_tail(self) -> float:

@@ -137,6 +137,22 @@ def layer_sums(
     return np.repeat(each, [b - a for a, b in spans.layers])
 
 
+def farther(paces: Sequence[tuple[Pace, Pace, float]], deadline: float) -> float:
+    """Seconds that a mix takes longer if all its messages leave their nodes.
+
+    Args:
+        paces: of columns, as they are and with messages that leave, and how often each is used.
+        deadline: the step of the mix.
+    """
+    total = more = 0.0
+    for near, far, times in paces:
+        count = max(near.most(deadline), 1)
+        sequences = times * near.column.micro_batch_size * count
+        more += sequences * (far.seconds(count) - near.seconds(count))
+        total += sequences
+    return more / total if total else 0.0
+
+
 @dataclass(frozen=True)
 class Spans:
     """The runs of layers between any two borders of a mix, and who holds them.
