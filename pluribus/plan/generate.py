@@ -147,10 +147,9 @@ class Generator:
         for self.beside in (False, True):
             self.take_sums_of(uses, columns)
             ends.append(self.deadline(self.ideal_seconds))
-        mix = self.mix(ends[1])
-        used = [(c, n) for c, n in zip(self.columns, mix.uses, strict=True) if n > 0]
-        paces = [(self.pace(c), self.slow_pace(c), float(n)) for c, n in used]
-        if ends[0] <= ends[1] + farther(paces, ends[1]):
+        used = zip(self.columns, self.mix(ends[1]).uses, strict=True)
+        paces = [(self.pace(column), float(times)) for column, times in used if times > 0]
+        if ends[0] <= ends[1] + farther(self.setting, paces, ends[1]):
             self.beside = False
             self.take_sums_of(uses, columns)
         return ends[self.beside]

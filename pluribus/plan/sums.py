@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pluribus.plan.columns import Column, StageKind, Team
 from pluribus.plan.pace import Pace
-from pluribus.plan.prices import Array, Prices
+from pluribus.plan.prices import Array, Hops, Prices
 from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
 from pluribus.predict.collectives import collective_seconds, group_all_reduce_seconds
 from pluribus.predict.crossing import crossing
@@ -137,18 +137,24 @@ def layer_sums(
     return np.repeat(each, [b - a for a, b in spans.layers])
 
 
-def farther(paces: Sequence[tuple[Pace, Pace, float]], deadline: float) -> float:
+def farther(setting: Setting, paces: Sequence[tuple[Pace, float]], deadline: float) -> float:
     """Seconds that a mix takes longer if all its messages leave their nodes.
 
     Args:
-        paces: of columns, as they are and with messages that leave, and how often each is used.
+        paces: of columns, and how often each is used.
         deadline: the step of the mix.
     """
     total = more = 0.0
-    for near, far, times in paces:
-        count = max(near.most(deadline), 1)
-        sequences = times * near.column.micro_batch_size * count
-        more += sequences * (far.seconds(count) - near.seconds(count))
+    for pace, times in paces:
+        column, stages = pace.column, pace.column.stages
+        kinds = tuple(dict.fromkeys(stage.kind for stage in stages))
+        pools = tuple(dict.fromkeys(kind.pool for kind in kinds))
+        hops = Hops.of(setting, kinds, pools, column.micro_batch_size, "far")
+        senders = hops.senders[[kinds.index(stage.kind) for stage in stages[:-1]]]
+        far = hops.seconds[senders, [pools.index(stage.kind.pool) for stage in stages[1:]]]
+        count = max(pace.most(deadline), 1)
+        sequences = times * column.micro_batch_size * count
+        more += sequences * (replace(pace, hops=far).seconds(count) - pace.seconds(count))
         total += sequences
     return more / total if total else 0.0
 
