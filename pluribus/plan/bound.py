@@ -20,11 +20,11 @@ import numpy as np
 from pluribus.plan.caps import best_columns
 from pluribus.plan.columns import Column
 from pluribus.plan.generate import Generator
+from pluribus.plan.least_sums import least_tails
 from pluribus.plan.master import most_sequences
 from pluribus.plan.prices import MANY, Array, Hops
 from pluribus.plan.pricing import Lanes, Pricer
 from pluribus.plan.proof import Proof
-from pluribus.plan.sums import least_tails
 
 _SAFE = 1e-7  # relative room for rounding errors
 # Of the least step of mixes of fractions, tried in turn.
@@ -36,6 +36,9 @@ _SHARES = (
 _FEW, _WHOLE = 3, 0.02
 _PARTS = (0.3, 0.7)  # of what is delivered, tried as the price of pipelines
 _SKEWS, _DEPTHS = (0.93, 1.07), 6  # of a pool's price, and depths of each pipeline
+# Of so many of the pipelines of a best mix of fractions, and so many at most, and of fewer proofs
+# are tried apart, where the sums of many make a step longer by this.
+_MANY, _MOST_MANY, _LONGER = 0.6, 24, 1.002
 _FAR = 1.25  # of the least step of mixes of any number of pipelines: not looked beyond
 _PASSES = (1.0, 4.0, 16.0, 64.0)  # of a slowest stage in a step, where pipelines have to fit
 _ROUNDS = 24  # proofs tried in all
@@ -74,9 +77,9 @@ class Bound:
     @cached_property
     def _among(self) -> dict[int, Pricer]:
         """By micro-batch size: of a pipeline beside others."""
-        setting = self.generator.setting
+        setting, least = self.generator.setting, int(max(2, (self.pipelines or (2,))[0]))
         return {
-            size: replace(pricer, tails=least_tails(setting, pricer.prices))
+            size: replace(pricer, tails=least_tails(setting, pricer.prices, least))
             for size, pricer in self._alone.items()
         }
 
@@ -106,7 +109,9 @@ class Bound:
             return deadline
         number = float(floor.mix(deadline).uses.sum())
         below = np.floor(number)
-        if number > _FEW or min(number - below, below + 1 - number) < _WHOLE:
+        if number > _FEW:
+            return self._apart(deadline, number)
+        if min(number - below, below + 1 - number) < _WHOLE:
             return self._proven(deadline)
         # Pipelines are whole: there is at least one more than that, or there are no more.
         chip_prices, _ = floor.prices(deadline)
@@ -125,6 +130,26 @@ class Bound:
                 for column in branch.floor.columns:
                     floor.add(column)
         return least if least > deadline else max(least, self._proven(deadline))
+
+    def _apart(self, deadline: float, number: float) -> float:
+        """Proves apart that many pipelines have long sums, and that few do not deliver enough.
+
+        Args:
+            number: of pipelines in the best mix of fractions.
+        """
+        floor, least = self.floor, int(min(_MANY * number, _MOST_MANY))
+        many, few = Bound(floor, (least, np.inf)), Bound(floor, (0.0, least - 1))
+        soonest = many.floor.generate()
+        if soonest < deadline * _LONGER:
+            for column in many.floor.columns:
+                floor.add(column)
+            return self._proven(deadline)
+        proven = many._proven(soonest)
+        proven = few._proven(few.floor.generate(proven), proven)
+        for branch in (many, few):
+            for column in branch.floor.columns:
+                floor.add(column)
+        return proven
 
     def _begin(self, deadline: float, chip_prices: Array, part: float) -> None:
         """Finds columns where pipelines cost something, or are paid for, whatever their chips.
@@ -165,7 +190,7 @@ class Bound:
                 continue
             # One further than seems to do, as what fails is lost; and that one, if it goes fast.
             last = min(share + 1, len(_SHARES) - 1)
-            if share == len(_SHARES) or deadline * _SHARES[last] <= ideal:
+            if share >= len(_SHARES) or deadline * _SHARES[last] <= ideal:
                 break
             failed = self.too_short(deadline * _SHARES[last])
             if failed is None:

@@ -46,6 +46,7 @@ _SLOWEST, _PATIENCE = 100.0, 12  # steps up to so many times the quickest, and h
 _TOGETHER = 6  # pools up to which the largest few share one kind of pipeline
 _APART, _CUTS_APART = 4, 24  # ways to part all of more pools, and shapes cut for a group of each
 _HOPELESS = 1.1  # times the quickest team so far: whose passes take longer is not looked at closer
+_BESIDE = (1, 2, 4, 8)  # pipelines of a column at a time, whose members may share nodes
 _SMALL = 256  # chips up to which every way to group pools is tried
 _KEEP = 2  # shapes kept per group of pools and micro-batch size
 _KEEP_OF_FEW = 8  # where chips may be left over
@@ -120,7 +121,7 @@ def estimate(generator: Generator, team: Team, most: float = np.inf) -> float:
     )
     if last > most:
         return last
-    return team_seconds(generator.setting, team, paces)
+    return team_seconds(generator.setting, team, paces, beside=generator.beside)
 
 
 def _proposals(
@@ -187,7 +188,8 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
                 columns = tuple(worthwhile(generator, soonest, able, share))
                 if columns not in tried:
                     tried.add(columns)
-                    yield from whole_teams(generator, soonest, columns)
+                    for together in _BESIDE if generator.beside and not few else (1,):
+                        yield from whole_teams(generator, soonest, columns, together)
 
 
 def _grouped(generator: Generator, finder: ShapeFinder, able: Sequence[str]) -> Iterator[Team]:

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from pluribus.plan.master import Mix, most_sequences
 from pluribus.plan.pace import Pace
 from pluribus.plan.prices import Array, Hops, Prices, Runs, stage_kinds, usable_pools
 from pluribus.plan.pricing import Pricer
+from pluribus.plan.roots import first_root
 from pluribus.plan.sums import Members, estimated_tails, layer_sums
 from pluribus.predict.setting import Setting
 
@@ -46,6 +48,7 @@ class Generator:
         columns: found so far, in order of finding.
         estimates_sums: whether gradient sums are estimated from the mixes found, not as given.
         pipelines: the least and the most that a mix has; any number by default.
+        beside: whether estimates have members of a sum share nodes, not neighbours of a pipeline.
     """
 
     setting: Setting
@@ -54,10 +57,12 @@ class Generator:
     columns: list[Column] = field(default_factory=list)
     estimates_sums: bool = True
     pipelines: tuple[float, float] | None = None
+    beside: bool = False
     _known: set[Column] = field(default_factory=set)
     _paces: dict[Column, Pace] = field(default_factory=dict)
     _own_tails: dict[Column, float] = field(default_factory=dict)
     _timed: dict[tuple[Column, int], float] = field(default_factory=dict)
+    _hops_far: dict[int, Hops] = field(default_factory=dict)  # by micro-batch size
     _layer_sums: Array | None = None  # [L] seconds of each layer's sum in the mix so far
     _drain: Array | None = None  # [L] seconds between the last backward of its stages and of all
     _shared_tail: float = 0.0
@@ -127,10 +132,10 @@ class Generator:
         columns = self.columns if columns is None else columns
         used = [c for c, n in zip(columns, uses, strict=True) if n > min(_USED, uses.max() / 2)]
         members = Members.of_mix(columns, uses, len(self.setting.model.layers))
-        self._layer_sums = layer_sums(self.setting, columns, uses)
+        self._layer_sums = layer_sums(self.setting, columns, uses, beside=self.beside)
         self._drain = np.min([self.pace(column).early_layers for column in used], axis=0)
         for size, pricer in self.pricers.items():
-            tails = estimated_tails(self.setting, pricer.prices, members)
+            tails = estimated_tails(self.setting, pricer.prices, members, beside=self.beside)
             self.pricers[size] = replace(pricer, tails=tails)
         self._shared_tail = 0.0
         for column in self.columns:
@@ -141,6 +146,38 @@ class Generator:
         ways = [(self.deadline(self.ideal_seconds, self.share(columns, t)), t) for t in tails]
         return self.share(columns, min(ways)[1])
 
+    def _choose_sums(self, deadline: float) -> float:
+        """Estimates sums in the way that ends sooner (`beside`); the step of the best mix then."""
+        uses, columns, ends = self.mix(deadline).uses, list(self.columns), []
+        for self.beside in (False, True):
+            self.take_sums_of(uses, columns)
+            ends.append(self.deadline(self.ideal_seconds))
+        if ends[0] <= ends[1] + self._farther(ends[1]):
+            self.beside = False
+            self.take_sums_of(uses, columns)
+        return ends[self.beside]
+
+    def _farther(self, deadline: float) -> float:
+        """Seconds that the best mix takes longer if all its messages leave their nodes."""
+        total = more = 0.0
+        for column, times in zip(self.columns, self.mix(deadline).uses, strict=True):
+            if times > 0:
+                pace = self.pace(column)
+                count = max(pace.most(deadline), 1)
+                sequences = float(times) * column.micro_batch_size * count
+                more += sequences * (self._far(pace).seconds(count) - pace.seconds(count))
+                total += sequences
+        return more / total if total else 0.0
+
+    def _far(self, pace: Pace) -> Pace:
+        """The same, all messages leaving their nodes."""
+        size = pace.column.micro_batch_size
+        if size not in self._hops_far:
+            self._hops_far[size] = Hops.of(self.setting, self.kinds, self.pools, size, "far")
+        far, (rows, _) = self._hops_far[size], self._rows_and_runs(pace.column)
+        hops = far.seconds[far.senders[rows[:-1]], self.pricers[size].pool_of[rows[1:]]]
+        return replace(pace, hops=hops)
+
     @property
     def shared_tail(self) -> float:
         """Seconds between the last backward and the end of the step, of all pipelines."""
@@ -150,8 +187,7 @@ class Generator:
         """Makes all pipelines wait for a tail; the columns that make none wait longer."""
         self._shared_tail = tail
         for column in columns:
-            own = self._own_tails[column]
-            self._paces[column] = self._paces[column].with_tail(max(own, tail))
+            self._paces[column] = self._paces[column].with_tail(max(self._own_tails[column], tail))
         return [column for column in columns if self._own_tails[column] <= tail]
 
     def pace(self, column: Column) -> Pace:
@@ -163,11 +199,13 @@ class Generator:
         return self._paces[column]
 
     def timed_pace(self, column: Column, micro_batches: int) -> Pace:
-        """The same, exact for a number of micro-batches, its messages as they usually are."""
+        """The same, exact for a number of micro-batches, its messages as they usually are; all
+        leaving their nodes where gradient peers share those."""
         key, pace = (column, micro_batches), self.pace(column)
         if key not in self._timed:
             self._timed[key] = pace.timed(micro_batches, self.setting.software).stretch
-        return pace.with_stretch(self._timed[key])
+        pace = pace.with_stretch(self._timed[key])
+        return self._far(pace) if self.beside else pace
 
     def _passes(self, column: Column) -> Pace:
         """The pace of a column without its tail."""
@@ -185,8 +223,7 @@ class Generator:
 
     def _own_tail(self, pace: Pace) -> float:
         """Seconds that a column's gradient sums and update take after its last backward."""
-        column = pace.column
-        pricer = self.pricers[column.micro_batch_size]
+        column, pricer = pace.column, self.pricers[pace.column.micro_batch_size]
         rows, runs = self._rows_and_runs(column)
         if self._layer_sums is None or self._drain is None:
             # A later stage is through with its passes before the first one is.
@@ -233,37 +270,12 @@ class Generator:
     ) -> float:
         """The least step in which a mix of the known columns delivers the global batch.
 
-        Regula falsi (Illinois): what a mix delivers grows almost evenly with time.
-
         Args:
             low: no step is shorter.
             most: to be returned where none is shorter.
         """
-        missing, beyond = 0.0, self.mix(low, columns).total - self.batch
-        # Of sizes that do not divide the batch, whole micro-batches may never reach it: steps grow.
-        high, most, step = low, min(most, 1e9 * self.ideal_seconds), 1.001
-        while beyond < 0 and high < most:
-            low, missing = high, beyond
-            high *= min(max(1.0002 * self.batch / max(self.batch + beyond, 1e-9), step), 1.25)
-            high, step = min(high, most), step * step
-            beyond = self.mix(high, columns).total - self.batch
-        side = turn = 0
-        while high - low > _EXACT * high and beyond >= 0:
-            turn += 1
-            middle = low - missing * (high - low) / (beyond - missing)
-            if turn % 3 == 0:  # few micro-batches make few and large steps
-                middle = (low + high) / 2
-            # Steps of whole micro-batches: no nearer to an end than is asked for.
-            margin = 0.5 * _EXACT * high
-            middle = min(max(middle, low + margin), high - margin)
-            found = self.mix(middle, columns).total - self.batch
-            if found < 0:
-                low, missing = middle, found
-                beyond, side = (beyond / 2 if side < 0 else beyond), -1
-            else:
-                high, beyond = middle, found
-                missing, side = (missing / 2 if side > 0 else missing), 1
-        return high
+        most = min(most, 1e9 * self.ideal_seconds)
+        return first_root(lambda s: self.mix(s, columns).total / self.batch - 1, low, most, _EXACT)
 
     @property
     def ideal_seconds(self) -> float:
@@ -283,7 +295,7 @@ class Generator:
         if not self.columns:
             self.price(aim, center)
         elif self.estimates_sums:
-            self.take_sums_of(self.mix(self.deadline(self.ideal_seconds)).uses)
+            self._choose_sums(self.deadline(self.ideal_seconds))
             estimated = True
         while not self.columns:
             aim *= 4
@@ -307,8 +319,7 @@ class Generator:
             if settled and estimated:
                 break
             if settled or not estimated:
-                self.take_sums_of(self.mix(before).uses)
-                before = self.deadline(self.ideal_seconds)
+                before = self._choose_sums(before)
                 estimated = True
         return before
 
@@ -373,9 +384,8 @@ class Generator:
     def take_columns_of(self, other: Generator) -> None:
         """Begins with all that another one knows and there are the chips for."""
         fits = (self.chips_of(other.columns) <= self.available[:, None]).all(axis=0)
-        for column, fitting in zip(other.columns, fits, strict=True):
-            if fitting:
-                self.add(column)
+        for column in compress(other.columns, fits):
+            self.add(column)
 
     def aside(self) -> Generator:
         """The same columns, for other estimates of their sums; new ones become known to both."""

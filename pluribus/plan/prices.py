@@ -283,13 +283,13 @@ class Hops:
         kinds: Sequence[StageKind],
         pools: Sequence[str],
         micro_batch_size: int,
-        where: Literal["near", "mean"] = "mean",
+        where: Literal["near", "mean", "far"] = "mean",
     ) -> Hops:
         """Hops within a pool leave the node as often as stages one behind the other fill it.
 
         Args:
             where: all stay in the node where it has room for two stages, so that no placement is
-                quicker.
+                quicker; or all leave it, as where gradient peers share the nodes.
         """
         rows: dict[tuple[str, int], int] = {}
         senders = []
@@ -315,7 +315,8 @@ class Hops:
                 }
                 # Without any target no second stage fits into the pool.
                 mean = sum(t * w for t, w in times.items()) / max(sum(times.values()), 1e-12)
-                seconds[row, column] = 2 * (mean if where == "mean" else min(times, default=0.0))
+                ends = {"near": min(times, default=0.0), "far": max(times, default=0.0)}
+                seconds[row, column] = 2 * ends.get(where, mean)
         return cls(np.array(senders, dtype=np.intp), seconds)
 
 

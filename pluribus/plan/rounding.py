@@ -26,7 +26,10 @@ def whole_team(
 
 
 def whole_teams(
-    generator: Generator, deadline: float, columns: Sequence[Column] | None = None
+    generator: Generator,
+    deadline: float,
+    columns: Sequence[Column] | None = None,
+    together: int = 1,
 ) -> list[Team]:
     """Teams of whole pipelines, the one that ends soonest first.
 
@@ -37,16 +40,17 @@ def whole_teams(
         generator: with the columns and their pace.
         deadline: no mix of fractions is quicker.
         columns: to choose from; all that are known by default.
+        together: so many pipelines of a column at a time, which can sum inside their nodes first.
     """
     columns = tuple(generator.columns if columns is None else columns)
-    chips = generator.chips_of(columns)
+    chips = together * generator.chips_of(columns)
     found: dict[Team, float] = {}
     for _ in range(_TRIES):
-        values = generator.delivered(columns, deadline)
+        values = together * generator.delivered(columns, deadline)
         mix = most_sequences(values, chips, generator.available, whole=True)
         if mix is None or not mix.total:
             break
-        uses = {c: int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
+        uses = {c: together * int(n) for c, n in zip(columns, mix.uses, strict=True) if n}
         team = deal(generator, uses)
         if team is None:
             deadline *= 1 + _LATER

@@ -1,7 +1,7 @@
-"""What gradient sums will take, before it is known who holds what.
+"""What gradient sums will take, before it is known which chip is whose.
 
-Two answers: an estimate from how many pipelines of a mix hold a layer in each pool, which ranks
-columns, and a floor that no sum of at least two members goes below, which the bound may use.
+An estimate from how many pipelines of a mix hold a layer in each pool, which ranks columns; what
+they take at least is in `least_sums`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from pluribus.plan.columns import Column, StageKind, Team
 from pluribus.plan.pace import Pace
 from pluribus.plan.prices import Array, Prices
-from pluribus.predict.algorithms import ALL_REDUCE, GroupShape, algorithms
-from pluribus.predict.collectives import group_all_reduce_seconds
+from pluribus.predict.algorithms import ALL_REDUCE, GroupShape
+from pluribus.predict.collectives import collective_seconds, group_all_reduce_seconds
+from pluribus.predict.crossing import crossing
 from pluribus.predict.link_classes import links_of
 from pluribus.predict.schedule import in_turn
 from pluribus.predict.setting import Setting
@@ -70,47 +71,44 @@ class Members:
 
 
 def estimated_tails(
-    setting: Setting, prices: Prices, members: Members, rows: Sequence[int] | None = None
+    setting: Setting, prices: Prices, members: Members, *, beside: bool = False
 ) -> Array:
     """[kinds, runs] seconds of a stage's gradient sums and update.
 
     Args:
-        rows: the kinds that are asked for; the others get the update alone.
+        beside: see `layer_sums`.
     """
     result = prices.update.copy()
-    for row in range(len(prices.kinds)) if rows is None else rows:
-        kind = prices.kinds[row]
+    for row, kind in enumerate(prices.kinds):
         bytes_ = prices.parameters[row] * setting.software.gradient_sync_bytes
         partners = members.counts.get(kind.pool)
         if not partners:
             continue
-        chips = _members(setting, partners, kind.tensor_parallel)
-        if len(chips) < 2:
-            continue
         # Linear between a small and a large run: latency and rate.
         ends = float(bytes_.min()), float(bytes_.max())
-        times = [
-            group_all_reduce_seconds(b, chips, setting.cluster, setting.profile, members.crossing)
-            for b in ends
-        ]
+        held = {pool: [(count, kind.tensor_parallel)] for pool, count in partners.items()}
+        times = [_sum_seconds(setting, b, held, members.crossing, beside) for b in ends]
         result[row] += np.interp(bytes_, ends, times)
     return result
 
 
-def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
+def team_seconds(
+    setting: Setting, team: Team, paces: Sequence[Pace], *, beside: bool = False
+) -> float:
     """Seconds of a team's step, its gradient sums in the order they will run in.
 
     A sum waits for its last member, and for the sums before it that share one.
 
     Args:
         paces: of the team's classes.
+        beside: see `layer_sums`.
     """
     ready = []
     for item, pace in zip(team, paces, strict=True):
         end = pace.seconds(max(item.micro_batches)) - pace.tail
         ready.append(end - pace.early)
     spans = Spans.of(team)
-    taken = spans.seconds(setting)
+    taken = spans.seconds(setting, beside)
     end = 0.0
     lanes = [[(c, s) for c, s, _ in held] for held in spans.holders]
     for turn in in_turn(lanes, [b - a for a, b in spans.layers]):
@@ -121,13 +119,20 @@ def team_seconds(setting: Setting, team: Team, paces: Sequence[Pace]) -> float:
     return end
 
 
-def layer_sums(setting: Setting, columns: Sequence[Column], uses: Array) -> Array:
-    """[L] seconds that each layer's sum takes in a mix."""
+def layer_sums(
+    setting: Setting, columns: Sequence[Column], uses: Array, *, beside: bool = False
+) -> Array:
+    """[L] seconds that each layer's sum takes in a mix.
+
+    Args:
+        beside: whether members sit beside each other in their nodes, as many as there is room for,
+            or are spread over all nodes; then the neighbours of a pipeline may share nodes.
+    """
     used = [(column, times) for column, times in zip(columns, uses, strict=True) if times > 0.01]
     spans = Spans.of_uses([c for c, _ in used], [times for _, times in used])
     each = [
         seconds / (b - a)
-        for (a, b), seconds in zip(spans.layers, spans.seconds(setting), strict=True)
+        for (a, b), seconds in zip(spans.layers, spans.seconds(setting, beside), strict=True)
     ]
     return np.repeat(each, [b - a for a, b in spans.layers])
 
@@ -164,10 +169,10 @@ class Spans:
         # Last layers first, as they are summed.
         return cls(layers[::-1], holders[::-1], uses)
 
-    def seconds(self, setting: Setting) -> list[float]:
-        """What the sum of each run takes."""
+    def seconds(self, setting: Setting, beside: bool) -> list[float]:
+        """What the sum of each run takes; see `layer_sums`."""
         layers = setting.model.layers
-        crossing = sum(
+        rings = sum(
             min(kind.tensor_parallel for _, _, kind in held)
             for held in self.holders
             if len({kind.pool for _, _, kind in held}) > 1
@@ -176,20 +181,58 @@ class Spans:
         for (a, b), held in zip(self.layers, self.holders, strict=True):
             tp = min(kind.tensor_parallel for _, _, kind in held)
             parameters = sum(layers[i].parameters_per_rank(tp=tp) for i in range(a, b))
-            counts: dict[str, float] = {}
+            classes: dict[str, list[tuple[float, int]]] = {}
             for c, _, kind in held:
-                counts[kind.pool] = counts.get(kind.pool, 0) + self.uses[c]
-            chips = _members(setting, counts, tp)
+                classes.setdefault(kind.pool, []).append((self.uses[c], kind.tensor_parallel))
             num_bytes = parameters * setting.software.gradient_sync_bytes
-            result.append(
-                group_all_reduce_seconds(
-                    num_bytes, chips, setting.cluster, setting.profile, max(crossing, 1)
-                )
-            )
+            result.append(_sum_seconds(setting, num_bytes, classes, max(rings, 1), beside))
         return result
 
 
-def _members(setting: Setting, counts: Mapping[str, float], tp: int) -> list[str]:
+def _sum_seconds(
+    setting: Setting,
+    num_bytes: float,
+    classes: Mapping[str, Sequence[tuple[float, int]]],
+    rings: int,
+    beside: bool,
+) -> float:
+    """Of one sum.
+
+    Nodes that hold equally many members sum in two levels or on all adapters, others over one
+    adapter each (`predict.gradients`). Beside each other, as many share each node as there is room
+    for the widest of them, and as divide each class of like members; fractions are divisible.
+
+    Args:
+        classes: per pool, how many members there are of a kind, and their tensor-parallel degree.
+        rings: sums that cross the pools at the same time.
+        beside: see `layer_sums`.
+    """
+    members = {pool: round(sum(n for n, _ in own)) for pool, own in classes.items()}
+    members = {pool: count for pool, count in members.items() if count}
+    if sum(members.values()) < 2:
+        return 0.0
+    if not beside or (setting.profile and (setting.profile.curves or setting.profile.links)):
+        tp = min(degree for own in classes.values() for _, degree in own)
+        chips = _spread(setting, members, tp)
+        return group_all_reduce_seconds(num_bytes, chips, setting.cluster, setting.profile, rings)
+    inside = 0.0
+    for address, count in members.items():
+        if count > 1:
+            pool, own = setting.pool(address), classes[address]
+            room = pool.chips_per_node // max(degree for _, degree in own)
+            shapes = [GroupShape(1, count, pool.adapters)]
+            for here in range(2, min(room, count) + 1):
+                if all(n % here == 0 for n, _ in own if n == int(n)):
+                    shapes.append(GroupShape(here, -(-count // here), pool.adapters))
+            links = links_of(pool)
+            times = [collective_seconds(ALL_REDUCE, num_bytes, s, links).seconds for s in shapes]
+            inside = max(inside, float(min(times)))
+    if len(members) == 1:
+        return inside
+    return inside + crossing(num_bytes, members, setting.cluster, rings).seconds
+
+
+def _spread(setting: Setting, counts: Mapping[str, int], tp: int) -> list[str]:
     """Chips like those of a group's members, given how many there are in each pool."""
     chips = []
     for address, count in counts.items():
@@ -202,43 +245,3 @@ def _members(setting: Setting, counts: Mapping[str, float], tp: int) -> list[str
             per_node = pool.chips_per_node
             chips += [f"{address}/{i // per_node}/{i % per_node}" for i in places]
     return chips
-
-
-def least_tails(setting: Setting, prices: Prices) -> Array:
-    """[kinds, runs] seconds that a stage's sums with at least one other pipeline and its update
-    take at the very least, wherever that pipeline is."""
-    pools = list(dict.fromkeys(kind.pool for kind in prices.kinds))
-    rate = {pool: _least_seconds_per_byte(setting, pool, pools) for pool in pools}
-    each = np.array([rate[kind.pool] for kind in prices.kinds])
-    factors = setting.calibration
-    each = each * factors.overhead * min(factors.intra, factors.inter, 1.0)
-    return prices.update + prices.parameters * setting.software.gradient_sync_bytes * each[:, None]
-
-
-def _least_seconds_per_byte(setting: Setting, address: str, pools: Sequence[str]) -> float:
-    """Below every sum with a member in a pool, per byte.
-
-    Within a pool: the bytes of the cheapest algorithm over its peak rates, whatever the group.
-    Across pools: one member each and a ring of two moves every byte once over the link; more
-    members share the links, but sum inside their pool first.
-    """
-    pool = setting.pool(address)
-    links = links_of(pool)
-    least = np.inf
-    counts = sorted({1, 2, pool.chips_per_node})
-    for inside, nodes in itertools.product(counts, sorted({1, 2, pool.nodes, pool.num_chips})):
-        if 2 <= inside * nodes <= pool.num_chips:
-            shape = GroupShape(inside, nodes)
-            for algorithm in algorithms(ALL_REDUCE, shape, links):
-                per_byte = sum(p.share / p.bytes_per_s for p in algorithm.phases)
-                least = min(least, per_byte)
-    for other in pools:
-        if other != address:
-            link = setting.cluster.link(f"{address}/0/0", f"{other}/0/0")
-            least = min(least, 1 / link.bytes_per_s)
-            measured = setting.profile and setting.profile.link(
-                *sorted((address, other)), ALL_REDUCE
-            )
-            if measured:
-                least = min(least, 1 / measured.bytes_per_s)
-    return float(least) if np.isfinite(least) else 0.0

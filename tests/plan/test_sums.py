@@ -56,3 +56,38 @@ def test_sums_by_layer_are_those_of_who_holds_the_layer() -> None:
     assert (both > 0).all()
     block = both[1:-1]
     assert block == pytest.approx(np.full(len(block), block[0]), rel=0.2)
+
+
+def test_members_beside_each_other_sum_as_the_placed_plan_does() -> None:
+    """Four like pipelines on nodes of four chips: with the peers of a sum on one node each, a
+    slow network carries messages alone, as the placement finds out, too. Of three, whose nodes
+    would be unlike those of others, each still shares one."""
+    setting = make_setting(
+        [make_pool("a", nodes=8, chips_per_node=4, gbps=1)],
+        make_model(blocks=6, hidden=256), make_job(batch=24, sizes=(1,)),
+    )  # fmt: skip
+    generator = Generator.of(setting)
+    team = deal(generator, {column("a", [4]): 4})
+    assert team is not None
+    apart = estimate(generator, team)
+    generator.beside = True
+    scored = score(team, setting)
+    assert scored is not None
+    assert estimate(generator, team) == pytest.approx(scored.seconds, rel=0.08)
+    assert apart > 1.5 * scored.seconds
+
+
+def test_a_node_holds_as_many_members_as_divide_each_class() -> None:
+    """Five and four members of one layer make nodes unlike, whatever their number on each; eight
+    and four do not."""
+    setting = make_setting(
+        [make_pool("a", nodes=8, chips_per_node=4, gbps=1)], make_model(blocks=6, hidden=256)
+    )
+    columns = [column("a", [4]), column("a", [3])]
+    odd, even = (
+        layer_sums(setting, columns, np.array(uses), beside=True)[0]
+        for uses in ([5.0, 4.0], [8.0, 4.0])
+    )
+    apart = layer_sums(setting, columns, np.array([5.0, 4.0]))[0]
+    assert odd == pytest.approx(apart, rel=0.1)
+    assert even < odd / 2
