@@ -377,8 +377,7 @@ class Generator:
             for column in columns:
                 most = min(self.pace(column).most(deadline), self.batch / size)
                 cost = float(chip_prices @ self.chips_of([column])[:, 0]) + each
-                ratio = size * most / max(cost, 1e-30)
-                if ratio > _KEEP or not self.columns:
+                if size * most > _KEEP * max(cost, 1e-30) or not self.columns:
                     self.add(column)
 
     def take_columns_of(self, other: Generator) -> None:
