@@ -181,7 +181,9 @@ def _mixed(generator: Generator, deadline: float, best: float) -> Iterator[Team]
             return
         generator.take_sums_of(generator.mix(least, wide).uses, wide)
         tail = generator.shared_tail
-        for wait, shares in _WAITS_OF_FEW if few else _WAITS if width == 1 else _WAITS_WIDE:
+        # Shared nodes leave short waits, and have four mixes made for each.
+        ways = _WAITS_OF_FEW if few else _WAITS if width == 1 else _WAITS_WIDE
+        for wait, shares in ways[:1] if generator.beside and not few else ways:
             able = generator.share(wide, tail + wait * least)
             soonest = generator.deadline(generator.ideal_seconds, able)
             for share in shares:
